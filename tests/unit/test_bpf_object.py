@@ -1,0 +1,81 @@
+# Copyright (c) 2026 The UVN authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The BPF object that is shipped is the one that the source gives (needs make, clang, llvm and libbpf-dev)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / "roles" / "uvn_node" / "files" / "membership.bpf.o"
+MAPS = ("uvn_uid", "uvn_config", "uvn_counters")
+PROPERTIES = ("type", "key_size", "value_size", "max_entries", "map_flags")
+
+
+def run(*command):
+    if shutil.which(command[0]) is None:
+        pytest.fail(f"{command[0]} is missing: install make, clang, llvm and libbpf-dev", pytrace=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}: {done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bpf") / "membership.bpf.o"
+    run("make", "-C", ROOT / "bpf", f"OUT={path}")
+    return path
+
+
+def instructions(path):
+    """Disassembly with relocations, without the line that names the file."""
+    return run("llvm-objdump", "-dr", path).split("Disassembly", 1)[1]
+
+
+def maps(path):
+    """{map: definition}, as libbpf reads them from BTF."""
+    lib = ctypes.CDLL("libbpf.so.1")
+    lib.bpf_object__open_file.restype = lib.bpf_object__find_map_by_name.restype = ctypes.c_void_p
+    lib.bpf_object__find_map_by_name.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    bpf_object = lib.bpf_object__open_file(os.fsencode(path), None)
+    assert bpf_object, f"libbpf does not open {path}"
+    definitions = {}
+    for name in MAPS:
+        bpf_map = lib.bpf_object__find_map_by_name(bpf_object, name.encode())
+        assert bpf_map, f"{path} has no map {name}"
+        definitions[name] = {p: getattr(lib, f"bpf_map__{p}")(ctypes.c_void_p(bpf_map)) for p in PROPERTIES}
+    lib.bpf_object__close(ctypes.c_void_p(bpf_object))
+    return definitions
+
+
+def test_instructions_are_those_of_the_source(rebuilt):
+    assert "uvn_membership" in instructions(SHIPPED)
+    assert instructions(rebuilt) == instructions(SHIPPED), (
+        f"built with {run('clang', '--version').splitlines()[0]}; after a change of the source or the compiler "
+        "run `make -B -C bpf` and commit the object"
+    )
+
+
+def test_maps_are_those_of_the_source(rebuilt):
+    assert maps(SHIPPED)["uvn_uid"] == {
+        "type": 11,  # BPF_MAP_TYPE_LPM_TRIE
+        "key_size": 8,
+        "value_size": 4,
+        "max_entries": 65536,
+        "map_flags": 1,  # BPF_F_NO_PREALLOC
+    }
+    assert maps(rebuilt) == maps(SHIPPED), "run `make -B -C bpf` and commit the object"
+
+
+def test_debug_information_is_stripped_and_names_no_directory():
+    sections = run("llvm-readelf", "-S", SHIPPED)
+    assert ".BTF" in sections and ".debug" not in sections
+    assert re.findall(rb"/(?:home|root|work|usr|tmp)/", SHIPPED.read_bytes()) == []
