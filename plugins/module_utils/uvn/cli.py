@@ -1,0 +1,167 @@
+# Copyright (c) 2026 The UVN authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command `uvn`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any, Sequence
+
+from . import accounts
+from .client import request
+from .errors import UvnError
+from .identity import identify
+from .kernel import socket_index
+from .reconcile import Reconciler
+from .site import PATH, load
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. An UvnError becomes one sentence on standard error."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except UvnError as error:
+        print(f"uvn: {error}", file=sys.stderr)
+        return 1
+    except PermissionError as error:
+        print(f"uvn: {error.filename}: {error.strerror}; this command needs root", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="uvn", description="User Virtual Network: a private network for every user.")
+    parser.add_argument("--site", default=PATH, help="site configuration (default: %(default)s)")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    status = commands.add_parser("status", help="networks on this node, and what differs from the plan")
+    status.add_argument("--json", action="store_true", help="for machines")
+    status.set_defaults(run=_status)
+
+    for name, run, text in (
+        ("show", _show, "one user's network"),
+        ("ensure", _ensure, "make or mend a user's network"),
+        ("remove", _remove, "remove a user's network"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("user", metavar="USER", help="account name or UID")
+        command.add_argument("--json", action="store_true", help="for machines")
+        if name != "show":
+            command.add_argument("--check", action="store_true", help="only say what would be done")
+        command.set_defaults(run=run)
+
+    node = commands.add_parser("node", help="the node's own state")
+    node.add_argument("action", choices=("show", "apply", "remove"))
+    node.set_defaults(run=_node)
+
+    which = commands.add_parser("identify", help="the network a process belongs to")
+    which.add_argument("pid", metavar="PID", type=int)
+    which.set_defaults(run=_identify)
+
+    commands.add_parser("daemon", help="run uvnd (systemd does)").set_defaults(run=_daemon)
+    return parser
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    reply = request({"op": "status"})
+    if arguments.json:
+        return _print_json(reply)
+    node = reply["node"]
+    print(f"membership  {'attached' if node['membership'] else 'NOT ATTACHED: users are not isolated'}")
+    print(f"sockets     {', '.join(f'{count} {name}' for name, count in node['sockets'].items())}")
+    print(f"node        {'as planned' if not node['drift'] else 'differs from the plan:'}")
+    for line in node["drift"]:
+        print(f"            {line}")
+    print(f"networks    {len(reply['networks'])}")
+    for network in reply["networks"]:
+        stays = "  persistent" if network["persistent"] else ""
+        print(f"            {network['vrf']:<14} {network['user'] or '(no account)'}{stays}")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    reply = request({"op": "show", **_target(arguments.user)})
+    if arguments.json:
+        return _print_json(reply["network"])
+    network = reply["network"]
+    if network.get("exempt"):
+        print(f"{network['user']} (UID {network['uid']}) is exempt: its processes stay in the default VRF")
+        return 0
+    if not network["objects"]:
+        print(f"{network['user'] or 'UID'} ({network['uid']}) has no network on this node; a login or `uvn ensure` makes it")
+        return 1
+    print(f"{network['user']} (UID {network['uid']}): {network['vrf']}, VNI {network['vni']}, table {network['table']}")
+    for item in network["objects"]:
+        print(f"  {item['kind']:<8} {item['name']}{_details(item)}")
+    return 0
+
+
+def _ensure(arguments: argparse.Namespace) -> int:
+    return _print_changes(arguments, request({"op": "ensure", "check": arguments.check, **_target(arguments.user)}))
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    return _print_changes(arguments, request({"op": "remove", "check": arguments.check, **_target(arguments.user)}))
+
+
+def _node(arguments: argparse.Namespace) -> int:
+    with Reconciler.open(arguments.site) as reconciler:
+        changes = reconciler.node(present=arguments.action != "remove", check=arguments.action == "show")
+    for change in changes:
+        print(f"{'would ' if arguments.action == 'show' else ''}{change}")
+    if not changes:
+        print("nothing to do")
+    return 0
+
+
+def _identify(arguments: argparse.Namespace) -> int:
+    uid = accounts.uid_of_process(arguments.pid)
+    if uid is None:
+        raise UvnError(f"there is no process {arguments.pid}; give the PID of a running one")
+    site = load(arguments.site)
+    user = accounts.name_of(uid) or "(no account)"
+    if accounts.is_exempt(site, uid):
+        print(f"{arguments.pid}: {user} (UID {uid}) is not managed: default VRF")
+        return 0
+    who = identify(site, uid)
+    state = who.vrf if socket_index(who.vrf) else "no network on this node: inet sockets are refused"
+    print(f"{arguments.pid}: {user} (UID {uid}): {state}")
+    return 0
+
+
+def _daemon(arguments: argparse.Namespace) -> int:
+    from .service import main as serve
+
+    return serve(arguments.site)
+
+
+def _target(user: str) -> dict[str, Any]:
+    return {"uid": int(user)} if user.isdigit() else {"user": user}
+
+
+def _print_changes(arguments: argparse.Namespace, reply: dict[str, Any]) -> int:
+    if arguments.json:
+        return _print_json(reply)
+    for change in reply["changes"]:
+        print(f"{'would ' if arguments.check else ''}{change['op']} {change['kind']} {change['name']}")
+    if not reply["changes"]:
+        print("nothing to do")
+    return 0
+
+
+def _print_json(data: Any) -> int:
+    print(json.dumps(data, indent=2))
+    return 0
+
+
+def _details(item: dict[str, Any]) -> str:
+    if item["kind"] == "vxlan":
+        return f"  VNI {item['vni']} over {item['nic']}, UDP port {item['port']}, MTU {item['mtu']}"
+    if item["kind"] == "route":
+        ways = ", ".join(hop["device"] + (f" via {hop['gateway']}" if hop["gateway"] else "") for hop in item["nexthops"])
+        source = f" from {item['source']}" if item["source"] else ""
+        return f"  {item['type']} {ways}{source}" if ways else f"  {item['type']}"
+    return ""

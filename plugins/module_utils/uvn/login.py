@@ -1,0 +1,69 @@
+# Copyright (c) 2026 The UVN authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PAM's first login of a user: ask uvnd for the network, and wait.
+
+Started by uvn-login as `python3 -IS login.py` and not imported: a login must not pay for the library's imports.
+Exit status 0 lets the session in; the sentence on standard output reaches the user.
+"""
+
+import _socket
+import os
+import sys
+
+SOCKET = "/run/uvn/uvnd.sock"
+TIMEOUT = 30  # seconds
+REFUSED = "UVN: no private network for {user}: {reason}; the login is refused, please tell the administrators"
+
+
+def main():
+    """Return the exit status of the login."""
+    user = os.environ.get("PAM_USER", "")
+    if not user or any(character in user for character in '/"\\\n\t '):
+        return refuse(user, "the account name is not acceptable")
+    try:
+        reply = ask('{"op": "ensure", "user": "%s"}\n' % user)
+    except OSError as error:
+        return refuse(user, "uvnd does not answer at %s (%s)" % (SOCKET, error))
+    if reply.startswith(b'{"ok": true'):
+        return 0
+    return refuse(user, sentence(reply))
+
+
+def ask(message):
+    """Send one line, return everything uvnd says."""
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    connection.settimeout(TIMEOUT)
+    connection.connect(SOCKET)
+    connection.sendall(message.encode("utf-8", "surrogateescape"))
+    reply = b""
+    while True:
+        data = connection.recv(65536)
+        if not data:
+            return reply
+        reply += data
+
+
+def sentence(reply):
+    """The error in a reply; json is imported only when something failed."""
+    import json
+
+    try:
+        return json.loads(reply)["error"]
+    except (ValueError, KeyError):
+        return "uvnd ended before it answered"
+
+
+def refuse(user, reason):
+    """Say why, to the user and to the journal."""
+    import syslog
+
+    text = REFUSED.format(user=user, reason=reason)
+    syslog.openlog("uvn-login", 0, syslog.LOG_AUTH)
+    syslog.syslog(syslog.LOG_ERR, text)
+    print(text)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+# Copyright (c) 2026 The UVN authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""iptables: chains of our own, each with one jump from its built-in chain, refilled in one transaction.
+
+What accepts must live where the site's firewall decides; what the site wrote is never touched.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from typing import Sequence
+
+from .diff import Change
+from .errors import UvnError
+from .objects import Chain, Object
+
+PREFIX = "UVN-"
+COMMANDS = {4: "iptables", 6: "ip6tables"}
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+TIMEOUT = 30  # seconds, for the lock that iptables takes
+
+
+def observe() -> list[Object]:
+    """Our chains as the kernel has them; one that is not jumped to exactly once first in its built-in chain differs."""
+    return [chain for version in COMMANDS for chain in parse(version, _run(version, "-save", []))]
+
+
+def parse(version: int, text: str) -> list[Object]:
+    """The chains of UVN in the output of iptables-save."""
+    chains: list[Object] = []
+    for table, body in re.findall(r"^\*(\S+)\n(.*?)^COMMIT$", text, re.MULTILINE | re.DOTALL):
+        lines = body.splitlines()
+        for name in re.findall(rf"^:({PREFIX}\S+) ", body, re.MULTILINE):
+            rules = [line[len(f"-A {name} ") :] for line in lines if line.startswith(f"-A {name} ")]
+            hook = [line for line in lines if line.startswith(f"-A {_builtin(name)} ")]
+            if hook.count(_jump(name)) != 1 or hook[0] != _jump(name):
+                rules.append("(the jump to this chain is not the first rule)")
+            chains.append(Chain(version, table, name, tuple(rules)))
+    return chains
+
+
+def apply(changes: Sequence[Change]) -> None:
+    """Carry out changes of chains, one transaction an IP version.
+
+    Raises UvnError with what iptables-restore said.
+    """
+    for version in COMMANDS:
+        mine = [change for change in changes if isinstance(change.object, Chain) and change.object.version == version]
+        if mine:
+            _run(version, "-restore", ["--noflush", "--wait", str(TIMEOUT)], render(mine, _run(version, "-save", [])))
+
+
+def render(changes: Sequence[Change], saved: str) -> str:
+    """Input for `iptables-restore --noflush`; naming a chain of our own empties it."""
+    lines: list[str] = []
+    for change in changes:
+        chain = change.object
+        jumps = len(re.findall(rf"^{re.escape(_jump(chain.chain))}$", saved, re.MULTILINE))
+        lines += [f"*{chain.table}", f":{chain.chain} - [0:0]"]
+        lines += [_jump(chain.chain).replace("-A", "-D", 1)] * jumps
+        if change.op == "delete":
+            lines.append(f"-X {chain.chain}")
+        else:
+            lines += [f"-A {chain.chain} {rule}" for rule in chain.rules]
+            lines.append(_jump(chain.chain).replace("-A", "-I", 1))
+        lines.append("COMMIT")
+    return "\n".join(lines) + "\n"
+
+
+def _builtin(chain: str) -> str:
+    return chain[len(PREFIX) :]
+
+
+def _jump(chain: str) -> str:
+    return f"-A {_builtin(chain)} -j {chain}"
+
+
+def _run(version: int, suffix: str, arguments: list[str], text: str | None = None) -> str:
+    command = f"/usr/sbin/{COMMANDS[version]}{suffix}"
+    try:
+        done = subprocess.run(
+            [command, *arguments], input=text, capture_output=True, text=True, env=ENVIRONMENT, timeout=2 * TIMEOUT, check=False
+        )
+    except FileNotFoundError:
+        raise UvnError(f"{command} is missing; install the package iptables") from None
+    except subprocess.TimeoutExpired:
+        raise UvnError(f"{command} did not end within {2 * TIMEOUT} s; see who holds /run/xtables.lock") from None
+    if done.returncode:
+        raise UvnError(f"{command} refused: {' '.join(done.stderr.split())}")
+    return done.stdout

@@ -1,0 +1,238 @@
+# Copyright (c) 2026 The UVN authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The things UVN makes, as data. A desired and an observed state are lists of these; equal means nothing to do.
+
+Every class has a `kind` for messages and a `key` that says which object of its kind it is.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Tuple, Union
+
+Interface = Union[ipaddress.IPv4Interface, ipaddress.IPv6Interface]
+IpAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
+IpNetwork = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
+
+TABLE_MAIN = 254
+TABLE_LOCAL = 255
+
+
+class Object:
+    """What the objects have in common."""
+
+    kind: ClassVar[str]
+
+    @property
+    def key(self) -> Tuple[Any, ...]:
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        """The object as an administrator would name it."""
+        return " ".join(str(part) for part in self.key[1:])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON and for Ansible."""
+        return {"kind": self.kind, "name": self.name, **{k: _plain(v) for k, v in asdict(self).items() if k != "name"}}
+
+
+@dataclass(frozen=True)
+class Vrf(Object):
+    """A VRF device (drivers/net/vrf.c); `group` marks it as ours."""
+
+    kind: ClassVar[str] = "vrf"
+    device: str
+    table: int
+    group: int
+    up: bool = True
+
+    @property
+    def key(self):
+        return (self.kind, self.device)
+
+
+@dataclass(frozen=True)
+class Vxlan(Object):
+    """A VXLAN device (drivers/net/vxlan, RFC 7348), slave of `vrf`.
+
+    Parameters
+    ----------
+    nic: the underlay NIC; local: its address, the source of the outer packets.
+    port: UDP destination port; source_ports: first and last UDP source port.
+    mtu: bytes.
+    """
+
+    kind: ClassVar[str] = "vxlan"
+    device: str
+    altname: Union[str, None]
+    vrf: str
+    group: int
+    vni: int
+    nic: str
+    port: int
+    remote: IpAddress
+    local: IpAddress
+    ttl: int
+    source_ports: Tuple[int, int]
+    udp_checksum: bool
+    mac: str
+    mtu: int
+    up: bool = True
+
+    @property
+    def key(self):
+        return (self.kind, self.device)
+
+
+@dataclass(frozen=True)
+class Dummy(Object):
+    """A dummy device in the default VRF (drivers/net/dummy.c)."""
+
+    kind: ClassVar[str] = "dummy"
+    device: str
+    group: int
+
+    @property
+    def key(self):
+        return (self.kind, self.device)
+
+
+@dataclass(frozen=True)
+class Address(Object):
+    """An address on a device, without a route of its own and without duplicate address detection."""
+
+    kind: ClassVar[str] = "address"
+    device: str
+    interface: Interface
+
+    @property
+    def key(self):
+        return (self.kind, self.device, self.interface)
+
+
+@dataclass(frozen=True)
+class Nexthop:
+    """One way of a route; `gateway` None means that the destination is on the link."""
+
+    device: str
+    gateway: Union[IpAddress, None] = None
+    weight: int = 1
+
+
+@dataclass(frozen=True)
+class Route(Object):
+    """A route; `type` is the kernel's name: unicast, local or unreachable (the last without next hops)."""
+
+    kind: ClassVar[str] = "route"
+    table: int
+    destination: IpNetwork
+    metric: int
+    type: str = "unicast"
+    nexthops: Tuple[Nexthop, ...] = ()
+    source: Union[IpAddress, None] = None
+
+    @property
+    def key(self):
+        return (self.kind, self.table, self.destination, self.metric)
+
+    @property
+    def name(self) -> str:
+        return f"{self.destination} in table {self.table}"
+
+
+@dataclass(frozen=True)
+class Rule(Object):
+    """A routing rule; `table` None means that the l3mdev of the packet names the table."""
+
+    kind: ClassVar[str] = "rule"
+    version: int
+    priority: int
+    table: Union[int, None]
+    destination: Union[IpNetwork, None] = None
+
+    @property
+    def key(self):
+        return (self.kind, self.version, self.priority, self.table, self.destination)
+
+    @property
+    def name(self) -> str:
+        to = f"to {self.destination} " if self.destination else ""
+        what = "l3mdev" if self.table is None else f"lookup {self.table}"
+        return f"IPv{self.version} {self.priority}: {to}{what}"
+
+
+@dataclass(frozen=True)
+class Sysctl(Object):
+    """A kernel parameter; `path` is below /proc/sys, with slashes (NIC names may hold dots)."""
+
+    kind: ClassVar[str] = "sysctl"
+    path: str
+    value: str
+
+    @property
+    def key(self):
+        return (self.kind, self.path)
+
+
+@dataclass(frozen=True)
+class Chain(Object):
+    """An iptables chain of our own and the one jump to it from a built-in chain."""
+
+    kind: ClassVar[str] = "chain"
+    version: int
+    table: str
+    chain: str
+    rules: Tuple[str, ...]
+
+    @property
+    def key(self):
+        return (self.kind, self.version, self.table, self.chain)
+
+    @property
+    def name(self) -> str:
+        return f"{'iptables' if self.version == 4 else 'ip6tables'} {self.table} {self.chain}"
+
+
+@dataclass(frozen=True)
+class Program(Object):
+    """The membership program on the root cgroup and what it decides by."""
+
+    kind: ClassVar[str] = "program"
+    netns_cookie: int
+    min_uid: int
+    enforce: bool
+
+    @property
+    def key(self):
+        return (self.kind, "membership")
+
+
+@dataclass(frozen=True)
+class Member(Object):
+    """The UIDs that share the first `prefix_length` bits of `uid` belong to `device`; None: to the default VRF."""
+
+    kind: ClassVar[str] = "member"
+    uid: int
+    device: Union[str, None]
+    prefix_length: int = 32
+
+    @property
+    def key(self):
+        return (self.kind, self.uid, self.prefix_length)
+
+    @property
+    def name(self) -> str:
+        return f"UID {self.uid}" if self.prefix_length == 32 else f"UIDs {self.uid}/{self.prefix_length}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return str(value)

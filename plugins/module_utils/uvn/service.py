@@ -1,0 +1,286 @@
+# Copyright (c) 2026 The UVN authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""uvnd: serves requests one at a time and follows the node's NICs, addresses and routes.
+
+It keeps nothing that the kernel does not know: killed at any moment, it reads everything back when it starts again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import time
+from typing import Any, Callable
+
+from . import accounts
+from .client import SOCKET
+from .diff import Change
+from .errors import UvnError
+from .identity import identify
+from .reconcile import Reconciler
+from .site import PATH
+from .store import RUN, Store
+
+READY = f"{RUN}/ready"
+REQUEST_MAX = 4 * 2**20  # bytes
+REQUEST_TIMEOUT = 5  # seconds for a client to send its line
+SETTLE = 0.2  # seconds of quiet after a network event before the node is looked at
+FIRST_SOCKET = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
+# RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE (include/uapi/linux/rtnetlink.h)
+EVENTS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400
+
+
+class Service:
+    """The requests, as methods named after `op`. Each returns the reply without "ok" and raises UvnError."""
+
+    def __init__(self, site_path: str = PATH) -> None:
+        self._site_path = site_path
+        self.store = Store()
+
+    def handle(self, message: dict[str, Any]) -> dict[str, Any]:
+        """One request, one reply; a failure is part of the reply."""
+        operations: dict[str, Callable] = {
+            "ensure": self.ensure,
+            "remove": self.remove,
+            "show": self.show,
+            "status": self.status,
+        }
+        try:
+            operation = operations.get(message.get("op", ""))
+            if operation is None:
+                raise UvnError(f"unknown operation {message.get('op')!r}; known are {', '.join(sorted(operations))}")
+            return {"ok": True, **operation(message)}
+        except UvnError as error:
+            log(f"{message.get('op')} {_who(message)} refused: {error}", error=True)
+            return {"ok": False, "error": str(error)}
+
+    def ensure(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Make or mend the networks of users; `persistent` true or false also decides whether they stay."""
+        return self._each(message, True)
+
+    def remove(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Remove the networks of users, and with them the wish that they stay."""
+        return self._each({**message, "persistent": False}, False)
+
+    def show(self, message: dict[str, Any]) -> dict[str, Any]:
+        """What exists of one user's network."""
+        (uid,) = targets(message)
+        with Reconciler.open(self._site_path) as reconciler:
+            return {"network": self._network(reconciler, uid)}
+
+    def status(self, _message: dict[str, Any]) -> dict[str, Any]:
+        """All networks, and what differs from the plan for the node."""
+        with Reconciler.open(self._site_path) as reconciler:
+            persistent = self.store.persistent()
+            networks = [_summary(reconciler, uid, uid in persistent) for uid in reconciler.uids()]
+            drift = [str(change) for change in reconciler.node(check=True)]
+            return {
+                "networks": networks,
+                "node": {"membership": reconciler.membership.attached(), "sockets": reconciler.membership.counters(), "drift": drift},
+            }
+
+    def follow(self) -> None:
+        """Bring the node and every existing network, and those that are to stay, to the plan."""
+        with Reconciler.open(self._site_path) as reconciler:
+            _report(reconciler.node(), "node")
+            for uid in sorted({*reconciler.uids(), *self.store.persistent()}):
+                try:
+                    _report(reconciler.user(uid), _label(uid))
+                except UvnError as error:
+                    log(f"follow {_label(uid)} failed: {error}", error=True)
+
+    def snapshot(self) -> Any:
+        """What `follow` depends on, cheap to read and to compare."""
+        with Reconciler.open(self._site_path) as reconciler:
+            return reconciler.kernel.host(), tuple(reconciler.kernel.rules())
+
+    def _each(self, message: dict[str, Any], present: bool) -> dict[str, Any]:
+        check = bool(message.get("check", False))
+        changes: list[dict[str, Any]] = []
+        with Reconciler.open(self._site_path) as reconciler:
+            uids = targets(message)
+            for uid in uids:
+                if present and not accounts.is_exempt(reconciler.site, uid):
+                    identify(reconciler.site, uid)  # refuse the whole request before anything is touched
+            host = reconciler.kernel.host()
+            for uid in uids:
+                changes += self._one(reconciler, host, uid, present, message.get("persistent"), check)
+            networks = [self._network(reconciler, uid) for uid in uids] if present and len(uids) == 1 else []
+        return {"changed": bool(changes), "changes": changes, "networks": networks}
+
+    def _one(self, reconciler: Reconciler, host: Any, uid: int, present: bool, persistent: Any, check: bool) -> list:
+        start = time.monotonic()
+        if not check and not present:
+            _unready(uid)
+        changes = [change.as_dict() for change in reconciler.user(uid, present, check, host)]
+        if persistent is not None and (uid in self.store.persistent()) != bool(persistent):
+            changes.append({"op": "create" if persistent else "delete", "kind": "persistence", "name": f"UID {uid}"})
+            if not check:
+                self.store.set_persistent(uid, bool(persistent))
+        if not check:
+            if present:
+                _ready(uid)
+            outcome = f"{len(changes)} changes" if changes else "unchanged"
+            action = "ensure" if present else "remove"
+            log(f"{action} {_label(uid)}: {outcome} in {1000 * (time.monotonic() - start):.0f} ms")
+        return changes
+
+    def _network(self, reconciler: Reconciler, uid: int) -> dict[str, Any]:
+        if accounts.is_exempt(reconciler.site, uid):
+            return {"uid": uid, "user": accounts.name_of(uid), "exempt": True, "objects": []}
+        who = identify(reconciler.site, uid)
+        return {
+            **_summary(reconciler, uid, uid in self.store.persistent()),
+            "vni": who.vni,
+            "table": who.table,
+            "nat": [str(who.nat4), str(who.nat6)],
+            "objects": [obj.as_dict() for obj in reconciler.describe(uid)],
+        }
+
+
+def targets(message: dict[str, Any]) -> list[int]:
+    """The UIDs a request names by `user`, `uid`, `users` or `uids`. Raises UvnError for an unknown user."""
+    users = [*message.get("users", []), *([message["user"]] if "user" in message else [])]
+    uids = [*message.get("uids", []), *([message["uid"]] if "uid" in message else [])]
+    for uid in uids:
+        if not isinstance(uid, int) or isinstance(uid, bool):
+            raise UvnError(f"{uid!r} is not a UID; give a number")
+    for user in users:
+        if not isinstance(user, str):
+            raise UvnError(f"{user!r} is not an account name; give a string")
+    if not users and not uids:
+        raise UvnError("the request names nobody; give user, uid, users or uids")
+    return list(dict.fromkeys([*(accounts.uid_of(user) for user in users), *uids]))
+
+
+def main(site_path: str = PATH) -> int:
+    """Run until stopped: on the socket systemd hands over, or on one of our own."""
+    service = Service(site_path)
+    listener = _listener()
+    events = _events()
+    os.makedirs(READY, mode=0o755, exist_ok=True)
+    _attempt(service.follow)
+    seen = _attempt(service.snapshot)
+    dirty: float | None = None
+    while True:
+        wait = None if dirty is None else max(0.0, dirty - time.monotonic())
+        readable, _, _ = select.select([listener, events], [], [], wait)
+        if events in readable:
+            _drain(events)
+            dirty = time.monotonic() + SETTLE
+        if listener in readable:
+            _serve(service, listener)
+        if dirty is not None and time.monotonic() >= dirty:
+            dirty = None
+            now = _attempt(service.snapshot)
+            if now != seen:
+                _attempt(service.follow)
+                seen = _attempt(service.snapshot)
+
+
+def log(text: str, error: bool = False) -> None:
+    """One line for the journal; the prefix is its priority (sd-daemon(3))."""
+    print(f"<{3 if error else 6}>{text}", flush=True)
+
+
+def _serve(service: Service, listener: socket.socket) -> None:
+    """One connection; a client that is slow, broken or gone costs at most REQUEST_TIMEOUT."""
+    connection, _address = listener.accept()
+    with connection:
+        connection.settimeout(REQUEST_TIMEOUT)
+        try:
+            message = json.loads(_line(connection))
+            if not isinstance(message, dict):
+                raise ValueError("not a JSON object")
+            connection.sendall(json.dumps(service.handle(message)).encode() + b"\n")
+        except (OSError, ValueError) as error:
+            log(f"request dropped: {error}", error=True)
+
+
+def _line(connection: socket.socket) -> bytes:
+    data = b""
+    deadline = time.monotonic() + REQUEST_TIMEOUT
+    while not data.endswith(b"\n"):
+        part = connection.recv(65536)
+        data += part
+        if not part or len(data) > REQUEST_MAX or time.monotonic() > deadline:
+            raise ValueError(f"no line of at most {REQUEST_MAX} bytes within {REQUEST_TIMEOUT} s")
+    return data
+
+
+def _listener() -> socket.socket:
+    if os.environ.get("LISTEN_PID") == str(os.getpid()):
+        return socket.socket(fileno=FIRST_SOCKET)
+    os.makedirs(RUN, mode=0o755, exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if os.path.exists(SOCKET):
+        os.unlink(SOCKET)
+    os.umask(0o177)
+    listener.bind(SOCKET)
+    os.umask(0o022)
+    listener.listen(1024)
+    return listener
+
+
+def _events() -> socket.socket:
+    """Notifications of links, addresses, routes and rules; only that something happened is of interest."""
+    events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+    events.bind((0, EVENTS))
+    return events
+
+
+def _drain(events: socket.socket) -> None:
+    while True:
+        try:
+            events.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:  # ENOBUFS: some were lost, which is as good as an event
+            continue
+
+
+def _attempt(action: Callable[[], Any]) -> Any:
+    try:
+        return action()
+    except UvnError as error:
+        log(f"{action.__name__} failed: {error}", error=True)
+        return None
+
+
+def _report(changes: list[Change], what: str) -> None:
+    if changes:
+        log(f"follow {what}: {len(changes)} changes: {'; '.join(map(str, changes[:10]))}")
+
+
+def _summary(reconciler: Reconciler, uid: int, persistent: bool) -> dict[str, Any]:
+    who = identify(reconciler.site, uid)
+    return {"uid": uid, "user": accounts.name_of(uid), "vrf": who.vrf, "persistent": persistent}
+
+
+def _label(uid: int) -> str:
+    return f"{accounts.name_of(uid) or '(no account)'} uid={uid}"
+
+
+def _who(message: dict[str, Any]) -> str:
+    return " ".join(f"{key}={message[key]}" for key in ("user", "uid", "users", "uids") if key in message)
+
+
+def _ready(uid: int) -> None:
+    """From now on a login of the account is one file test."""
+    name = accounts.name_of(uid)
+    if name and "/" not in name and not name.startswith("."):
+        os.makedirs(READY, mode=0o755, exist_ok=True)
+        with open(f"{READY}/{name}", "w", encoding="ascii") as file:
+            file.write(str(uid))
+
+
+def _unready(uid: int) -> None:
+    """Before a network goes, under every name it was vouched for."""
+    for entry in os.scandir(READY) if os.path.isdir(READY) else ():
+        with open(entry.path, encoding="ascii") as file:
+            gone = file.read() == str(uid)
+        if gone:
+            os.unlink(entry.path)

@@ -1,0 +1,74 @@
+# Copyright (c) 2026 The UVN authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What must be remembered between runs: users provisioned to stay, and sysctls as they were before UVN."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Iterable
+
+from .errors import UvnError
+from .objects import Sysctl
+
+RUN = "/run/uvn"
+STATE = "/var/lib/uvn/state.json"
+
+
+class Store:
+    """A small JSON file, replaced atomically. Raises UvnError when it cannot be read or written."""
+
+    def __init__(self, path: str = STATE) -> None:
+        self._path = path
+
+    def persistent(self) -> set[int]:
+        """UIDs whose networks are made at boot and stay."""
+        return set(self._read()["persistent"])
+
+    def set_persistent(self, uid: int, persistent: bool) -> bool:
+        """Note or forget a UID; returns whether that changed anything."""
+        data = self._read()
+        uids = set(data["persistent"])
+        if (uid in uids) == persistent:
+            return False
+        data["persistent"] = sorted(uids | {uid} if persistent else uids - {uid})
+        self._write(data)
+        return True
+
+    def remember(self, sysctls: Iterable[Sysctl]) -> None:
+        """Note the values of sysctls that are not noted yet."""
+        data = self._read()
+        known = {obj.path: obj.value for obj in sysctls}
+        before = {**known, **data["sysctls"]}
+        if before != data["sysctls"]:
+            self._write({**data, "sysctls": before})
+
+    def remembered(self) -> list[Sysctl]:
+        """The sysctls as they were before UVN, in the order that is safe to restore."""
+        return [Sysctl(path, value) for path, value in sorted(self._read()["sysctls"].items()) if os.path.exists(f"/proc/sys/{path}")]
+
+    def forget(self) -> None:
+        """Remove the file."""
+        try:
+            os.unlink(self._path)
+        except FileNotFoundError:
+            pass
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            with open(self._path, encoding="utf-8") as file:
+                return {"persistent": [], "sysctls": {}, **json.load(file)}
+        except FileNotFoundError:
+            return {"persistent": [], "sysctls": {}}
+        except (OSError, ValueError) as error:
+            raise UvnError(f"{self._path}: {error}; repair it or delete it (it holds the users provisioned to stay)") from None
+
+    def _write(self, data: dict[str, Any]) -> None:
+        os.makedirs(os.path.dirname(self._path), mode=0o755, exist_ok=True)
+        temporary = f"{self._path}.new"
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self._path)

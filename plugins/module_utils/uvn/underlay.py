@@ -1,0 +1,75 @@
+# Copyright (c) 2026 The UVN authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The node's NICs, addresses and routes as observed, matched to the site's subnets. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Tuple
+
+from .objects import Interface, Route
+from .site import Site, Underlay
+
+VXLAN_OVERHEAD = {4: 50, 6: 70}  # bytes: outer Ethernet without IP 14, UDP 8, VXLAN 8, IP 20 or 40 (RFC 7348, section 5)
+
+
+@dataclass(frozen=True)
+class Nic:
+    """A device of the default VRF that is up and has global addresses; `mtu` in bytes.
+
+    `accept_ra` is the sysctl of that name, which forwarding changes the meaning of.
+    """
+
+    name: str
+    mtu: int
+    addresses: Tuple[Interface, ...]
+    accept_ra: int = 0
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a node is before UVN: its NICs, the routes of table main, and whether the site made it a router (ip_forward)."""
+
+    nics: Tuple[Nic, ...]
+    routes: Tuple[Route, ...]
+    router: bool = False
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A NIC with its addresses in the subnets of one underlay."""
+
+    underlay: Underlay
+    nic: Nic
+    addresses: Tuple[Interface, ...]
+
+    def address(self, version: int) -> Interface | None:
+        """The first address of an IP version, None without one."""
+        return next((a for a in self.addresses if a.version == version), None)
+
+    def mtu(self, version: int) -> int:
+        """MTU of a VXLAN over this NIC in bytes, the outer packets being of IP `version`."""
+        return self.nic.mtu - VXLAN_OVERHEAD[version]
+
+    @property
+    def mac(self) -> str:
+        """A locally administered MAC address for the VXLANs, made from the NIC's first address.
+
+        Set explicitly because udev would else derive it from the machine id, which nodes of one image share.
+        """
+        digest = hashlib.sha256(str(self.addresses[0].ip).encode()).digest()
+        return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))
+
+
+def attach(site: Site, host: Host) -> Tuple[Attachment, ...]:
+    """Match NICs to underlays: for each underlay the first NIC, by name, with an address of the group's IP version."""
+    found = []
+    for underlay in site.underlays:
+        for nic in sorted(host.nics, key=lambda nic: nic.name):
+            addresses = tuple(a for a in nic.addresses if any(a.ip in subnet for subnet in underlay.subnets))
+            if any(address.version == site.group.version for address in addresses):
+                found.append(Attachment(underlay, nic, addresses))
+                break
+    return tuple(found)
