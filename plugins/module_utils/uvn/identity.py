@@ -77,7 +77,12 @@ def vxlan_names(nic: str, port: int, uid: int) -> tuple[str, str | None]:
     name = f"{nic}u{uid}"
     if len(name) <= NAME_MAX:
         return name, None
-    return f"{_base36(port)}u{uid}", name
+    return short_name(port, uid), name
+
+
+def short_name(port: int, uid: int) -> str:
+    """The name that always fits and that no two underlays share."""
+    return f"{_base36(port)}u{uid}"
 
 
 def multicast_group(site: Site, vni: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Iterable, Sequence
 
-from .identity import LINK_GROUP, LINK_GROUP_MASK, Identity, multicast_group, reply_table, vxlan_names
+from .identity import LINK_GROUP, LINK_GROUP_MASK, Identity, multicast_group, reply_table, short_name, vxlan_names
 from .membership import prefixes
 from .objects import (
     TABLE_LOCAL,
@@ -86,7 +86,7 @@ def _device_names(attachments: Sequence[Attachment], uid: int) -> list[tuple[str
     for attachment in attachments:
         name = vxlan_names(attachment.nic.name, attachment.underlay.port, uid)
         if any(name[0] == taken for taken, _altname in names):
-            name = vxlan_names("", attachment.underlay.port, uid)
+            name = short_name(attachment.underlay.port, uid), None
         names.append(name)
     return names
 
