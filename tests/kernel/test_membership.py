@@ -469,10 +469,28 @@ def test_a_program_on_maps_that_are_not_the_pinned_ones_is_replaced(membership, 
 # refusals: one sentence, nothing on stderr
 
 
-def test_missing_object(idle, config, capfd):
-    broken = Membership(idle.pin_dir, idle.cgroup, "/nonexistent/membership.bpf.o")
-    with pytest.raises(UvnError, match=r"cannot open /nonexistent/membership.bpf.o: .*No such file.*; reinstall it"):
-        broken.load(config)
+def test_missing_object(idle, config):
+    with pytest.raises(UvnError, match="the membership program /nonexistent/m.o is missing; install it with the role"):
+        Membership(idle.pin_dir, idle.cgroup, "/nonexistent/m.o").load(config)
+
+
+def test_damaged_object(idle, config, tmp_path, capfd):
+    damaged = tmp_path / "damaged.o"
+    damaged.write_bytes(OBJECT.read_bytes()[:100])
+    with pytest.raises(UvnError, match=f"cannot open {damaged}: .*; install it anew with the role uvn_node"):
+        Membership(idle.pin_dir, idle.cgroup, str(damaged)).load(config)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_program_the_verifier_refuses(idle, config, tmp_path, capfd):
+    """r0 = 2 before exit: the kernel allows 0 and 1 only."""
+    refused = tmp_path / "refused.o"
+    exit_with_r6, exit_with_2 = bytes.fromhex("bf60000000000000"), bytes.fromhex("b700000002000000")
+    code = OBJECT.read_bytes()
+    assert code.count(exit_with_r6) == 1
+    refused.write_bytes(code.replace(exit_with_r6, exit_with_2))
+    with pytest.raises(UvnError, match="cannot load .*refused.o: prog 'uvn_membership': .*failed"):
+        Membership(idle.pin_dir, idle.cgroup, str(refused)).load(config)
     assert capfd.readouterr().err == ""
 
 

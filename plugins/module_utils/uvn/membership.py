@@ -260,9 +260,11 @@ class Membership:
         lib = _libbpf()
         _warnings.clear()
         _require_bpffs(os.path.dirname(self.pin_dir))
+        if not os.path.exists(self.object_path):
+            raise UvnError(f"the membership program {self.object_path} is missing; install it with the role uvn_node")
         obj = lib.bpf_object__open_file(os.fsencode(self.object_path), None)
         if not obj:
-            raise _error(f"open {self.object_path}", ctypes.get_errno(), "reinstall it with the role uvn_node")
+            raise _error(f"open {self.object_path}", ctypes.get_errno(), "install it anew with the role uvn_node")
         try:
             for name in MAPS:
                 bpf_map = _found(lib.bpf_object__find_map_by_name, obj, name)
@@ -429,7 +431,9 @@ def _keep_warning(level: int, template: bytes, arguments: int) -> int:
 def _found(find: Callable[[int, bytes], int | None], obj: int, name: str) -> int:
     handle = find(obj, name.encode())
     if not handle:
-        raise _error(f"find {name} in the membership object", ctypes.get_errno(), "reinstall it with the role uvn_node")
+        raise _error(
+            f"find {name} in the membership object", ctypes.get_errno(), "install it anew with the role uvn_node"
+        )
     return handle
 
 
