@@ -1,0 +1,308 @@
+# Copyright (c) 2026 The UVN authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The running lab: its guests, their QEMU processes, disks, ports and console logs, all below one run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import re
+import select
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import accel, image, topology
+from .common import LabError, last_line, locked, run_dir, say
+from .topology import NODES, Node
+
+READY = re.compile(rb"lab: ready, boot ([0-9a-f-]{36})")
+CMDLINE = (
+    "root=/dev/vda rw console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nowatchdog net.ifnames=1 "
+    "systemd.show_status=error systemd.hostname={name} systemd.machine_id={machine} lab.node={name}"
+)
+
+
+def timeout() -> float:
+    """Seconds a guest may take to boot."""
+    value = os.environ.get("UVN_LAB_TIMEOUT", "300")
+    try:
+        return float(value)
+    except ValueError:
+        raise LabError(f"UVN_LAB_TIMEOUT is {value!r}; set it to a number of seconds") from None
+
+
+def escaped(path: Path) -> str:
+    """A path inside a QEMU option, where a comma separates."""
+    return str(path).replace(",", ",,")
+
+
+class Guest:
+    """One node's QEMU process and files."""
+
+    def __init__(self, lab: Lab, node: Node) -> None:
+        self.lab = lab
+        self.node = node
+        self.name = node.name
+        self.disk = lab.dir / f"{node.name}.qcow2"
+        self.pid_file = lab.dir / f"{node.name}.pid"
+        self.console = lab.dir / f"{node.name}.log"
+
+    def process(self) -> int | None:
+        """A pidfd of the guest's QEMU, or None; a stale pid file whose number went to another process does not count."""
+        try:
+            pid = int(self.pid_file.read_text())
+            fd = os.pidfd_open(pid)
+        except (OSError, ValueError):
+            return None
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            words = []
+        if str(self.pid_file).encode() in words and not select.select([fd], [], [], 0)[0]:
+            return fd
+        os.close(fd)
+        return None
+
+    def running(self) -> bool:
+        fd = self.process()
+        if fd is None:
+            return False
+        os.close(fd)
+        return True
+
+    def pid(self) -> int:
+        return int(self.pid_file.read_text())
+
+    def boots(self) -> list[str]:
+        """The boot ids that the guest announced on its console since QEMU started."""
+        try:
+            return [match.decode() for match in READY.findall(self.console.read_bytes())]
+        except FileNotFoundError:
+            return []
+
+    def command(self, accelerator: str) -> list[str]:
+        node, state = self.node, self.lab.state
+        machine = hashlib.sha256(f"uvn-lab {node.name}".encode()).hexdigest()[:32]
+        command = ["qemu-system-x86_64", "-name", f"uvn-lab-{node.name}", "-nodefaults", "-no-user-config"]
+        command += ["-display", "none", "-daemonize", "-pidfile", str(self.pid_file), *accel.options(accelerator)]
+        command += ["-smp", str(node.cpus), "-m", str(node.memory), "-serial", f"file:{self.console}"]
+        command += ["-kernel", str(self.lab.image.kernel), "-initrd", str(self.lab.image.initrd)]
+        command += ["-append", CMDLINE.format(name=node.name, machine=machine)]
+        command += ["-drive", f"file={escaped(self.disk)},format=qcow2,if=none,id=root,cache=unsafe,discard=unmap"]
+        command += ["-device", "virtio-blk-pci,drive=root", "-device", "virtio-rng-pci"]
+        forward = f"hostfwd=tcp:127.0.0.1:{state['ssh'][node.name]}-:22"
+        lans = [(topology.MGMT0, f"user,restrict=on,ipv6=off,{forward}")]
+        lans += [(lan, f"socket,mcast={state['lans'][lan.name]},localaddr=127.0.0.1") for lan in node.lans]
+        for lan, backend in lans:
+            command += ["-netdev", f"{backend},id={lan.name}"]
+            command += ["-device", f"virtio-net-pci,netdev={lan.name},mac={lan.mac(node.host)},romfile="]
+        return command
+
+    def start(self, accelerator: str) -> None:
+        """Start QEMU on the node's disk, a new one unless the guest only was powered off."""
+        backing = str(self.lab.image.disk)
+        if not self.disk.exists():
+            command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", backing, str(self.disk)]
+            checked(command, f"disk of node {self.name}")
+        if self.console.exists():
+            self.console.rename(self.console.with_suffix(".log.old"))
+        checked(self.command(accelerator), f"node {self.name}")
+
+    def stop(self) -> None:
+        """End the guest's QEMU, as pulling the plug, and wait for it."""
+        fd = self.process()
+        if fd is not None:
+            with contextlib.closing(os.fdopen(fd)):
+                for number in (signal.SIGTERM, signal.SIGKILL):
+                    signal.pidfd_send_signal(fd, number)
+                    if select.select([fd], [], [], 10)[0]:
+                        break
+                else:
+                    raise LabError(f"node {self.name}: QEMU process {self.pid()} does not end; end it by hand")
+        self.pid_file.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        self.stop()
+        self.disk.unlink(missing_ok=True)
+
+
+def checked(command: list[str], what: str) -> None:
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if result.returncode:
+        reason = (result.stderr.strip() or f"exit code {result.returncode}").splitlines()[-1]
+        raise LabError(f"{what}: {command[0]} failed: {reason}")
+
+
+class Lab:
+    """The lab of the run directory; `state` is what must outlive one command: image, ports, accelerator."""
+
+    def __init__(self) -> None:
+        self.dir = run_dir()
+        self.guests = {name: Guest(self, node) for name, node in NODES.items()}
+        self.state_file = self.dir / "state.json"
+        self.state: dict = {}
+        if self.state_file.exists():
+            self.state = json.loads(self.state_file.read_text())
+
+    @property
+    def image(self) -> image.Image:
+        return image.Image(Path(self.state["image"]))
+
+    @property
+    def ssh_config(self) -> Path:
+        return self.dir / "ssh_config"
+
+    def running(self) -> list[Guest]:
+        return [guest for guest in self.guests.values() if guest.running()]
+
+    def guest(self, name: str, must_run: bool = True) -> Guest:
+        if name not in self.guests:
+            raise LabError(f"there is no node {name!r}; choose one of {', '.join(self.guests)}")
+        guest = self.guests[name]
+        if must_run and not guest.running():
+            raise LabError(f"node {name} is not running; start it with: lab up {name}")
+        return guest
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """One `up` or `down` at a time, on fresh state."""
+        with locked(self.dir / "lock", "the lab"):
+            self.state = json.loads(self.state_file.read_text()) if self.state_file.exists() else {}
+            yield
+
+    def up(self, names: list[str]) -> None:
+        """Start the nodes that do not run and wait until all of them answer ssh."""
+        guests = [self.guest(name, must_run=False) for name in names]
+        built = image.build(quiet=image.current().path.is_dir())
+        accelerator = accel.accelerator(built)
+        with self.exclusive():
+            self.prepare(built, accelerator)
+            start = time.monotonic()
+            missing = [guest for guest in guests if not guest.running()]
+            if missing:
+                say(f"booting {' '.join(guest.name for guest in missing)} ({accelerator.upper()})")
+            for guest in missing:
+                guest.start(accelerator)
+            self.wait({guest: 0 for guest in guests}, start)
+
+    def prepare(self, built: image.Image, accelerator: str) -> None:
+        """Bring state and disks in line with the image, and choose ports."""
+        if self.state.get("image") != str(built.path):
+            running = self.running()
+            if running:
+                names = " ".join(guest.name for guest in running)
+                raise LabError(f"the image's inputs changed while {names} run an older one; end them first with: lab down")
+            for guest in self.guests.values():
+                guest.discard()
+            self.state = {}
+        state = self.state
+        state["image"] = str(built.path)
+        state["accelerator"] = accelerator
+        state.setdefault("lans", {lan.name: multicast_address() for lan in topology.LANS})
+        state.setdefault("ssh", {})
+        for name in NODES:
+            state["ssh"].setdefault(name, free_port(set(state["ssh"].values())))
+        self.state_file.write_text(json.dumps(state, indent=1) + "\n")
+        self.write_ssh_config()
+
+    def write_ssh_config(self) -> None:
+        """For ssh -F, scp -F and ansible: root keeps one connection open, a user's login is always a new one."""
+        known_hosts = self.dir / "known_hosts"
+        known_hosts.write_text(f"uvn-lab {self.image.node_key}\n")
+        lines = [f"Host {name}\n    Port {port}" for name, port in self.state["ssh"].items()]
+        control = self.dir / "ssh-%n"
+        if len(str(control)) < 70:  # a Unix socket's path has 107 characters, and ssh appends to it
+            lines.append(f'Match user root\n    ControlMaster auto\n    ControlPath "{control}"\n    ControlPersist 600')
+        lines.append(
+            "Host *\n    HostName 127.0.0.1\n    User root\n"
+            f'    IdentityFile "{self.image.key}"\n    IdentitiesOnly yes\n    PreferredAuthentications publickey\n'
+            f'    HostKeyAlias uvn-lab\n    UserKnownHostsFile "{known_hosts}"\n    StrictHostKeyChecking yes\n'
+            "    KexAlgorithms curve25519-sha256\n    ConnectTimeout 30\n    ServerAliveInterval 15\n    LogLevel ERROR"
+        )
+        self.ssh_config.write_text("\n".join(lines) + "\n")
+
+    def wait(self, known: dict[Guest, int], start: float) -> None:
+        """Until every guest has announced more boots than `known`, and then answers ssh."""
+        waiting = dict(known)
+        deadline, report = time.monotonic() + timeout(), time.monotonic() + 10
+        while waiting:
+            for guest, count in list(waiting.items()):
+                if len(guest.boots()) > count:
+                    self.greet(guest)
+                    say(f"  {guest.name} answers after {time.monotonic() - start:.0f} s")
+                    del waiting[guest]
+                elif not guest.running():
+                    reason = f"QEMU ended while node {guest.name} booted"
+                    raise LabError(f"{reason} (last line: {last_line(guest.console)!r}); see: lab console {guest.name}")
+            names = " ".join(guest.name for guest in waiting)
+            if waiting and time.monotonic() > deadline:
+                raise LabError(
+                    f"{names} did not answer in {timeout():.0f} s (UVN_LAB_TIMEOUT); see: lab console {names.split()[0]}"
+                )
+            if waiting and time.monotonic() > report:
+                say(f"  {time.monotonic() - start:.0f} s  waiting for {names}")
+                report += 10
+            time.sleep(0.2)
+
+    def greet(self, guest: Guest) -> None:
+        result = subprocess.run(
+            ["ssh", "-F", str(self.ssh_config), "-o", "BatchMode=yes", guest.name, "true"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=60,
+        )  # fmt: skip
+        if result.returncode:
+            raise LabError(f"node {guest.name} booted, but ssh fails: {result.stderr.decode().strip()}")
+
+    def hang_up(self, guest: Guest) -> None:
+        """End the connection that root keeps open."""
+        if (self.dir / f"ssh-{guest.name}").exists():
+            command = ["ssh", "-F", str(self.ssh_config), "-O", "exit", guest.name]
+            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+
+    def down(self, names: list[str]) -> None:
+        """End the nodes and discard their disks; console logs stay."""
+        with self.exclusive():
+            guests = [self.guest(name, must_run=False) for name in names] or list(self.guests.values())
+            ended = [guest.name for guest in guests if guest.running()]
+            for guest in guests:
+                self.hang_up(guest)
+                guest.discard()
+            if not self.running():
+                self.state_file.unlink(missing_ok=True)
+            say(f"ended {' '.join(ended)}; console logs are in {self.dir}" if ended else "nothing was running")
+
+    def reboot(self, name: str) -> None:
+        guest = self.guest(name)
+        with self.exclusive():
+            count, start = len(guest.boots()), time.monotonic()
+            command = ["ssh", "-F", str(self.ssh_config), "-o", "ControlMaster=no", name, "systemctl reboot"]
+            result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            if result.returncode not in (0, 255):  # 255: the connection went down with the node
+                raise LabError(f"node {name} refuses to reboot: {result.stderr.strip()}")
+            self.hang_up(guest)
+            say(f"rebooting {name}")
+            self.wait({guest: count}, start)
+
+
+def free_port(taken: set[int]) -> int:
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        if port not in taken:
+            return port
+
+
+def multicast_address() -> str:
+    """A group and port that nobody on this host listens at: guests on one address share a LAN, and labs must not."""
+    while True:
+        group, port = f"239.255.{random.randrange(256)}.{random.randrange(1, 255)}", random.randrange(20000, 30000)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+            sock.bind((group, port))
+            return f"{group}:{port}"

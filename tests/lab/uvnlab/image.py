@@ -1,0 +1,290 @@
+# Copyright (c) 2026 The UVN authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The disk image of all nodes, its kernel and initrd: made in two stages, both cached by a hash of their inputs.
+
+Packages (a tar by mmdebstrap, the slow part), then accounts, keys and configuration (an ext4 file system by mke2fs -d).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import topology
+from .common import SOURCE, LabError, cache_dir, check_host, last_line, locked, say, step
+
+SUITE = "bookworm"
+SIZE = "2G"
+KEEP = 2  # images
+INITRD_MODULES = (
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "virtio_blk",
+)
+SETUP = "uvn-lab-setup"
+
+# Reads tar archives, writes the file system; as an ordinary user it runs where mmdebstrap maps root to a subordinate UID,
+# which cannot read or write below a private home directory: hence streams.
+MAKE_ROOT = f"""
+set -eu
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir "$work/root"
+chmod 755 "$work" "$work/root"
+tar -C "$work/root" --xattrs --xattrs-include='*' --numeric-owner --exclude='./dev/*' -x -i -f -
+chroot "$work/root" /bin/sh /{SETUP}/setup.sh >&2
+rm -rf "$work/root/{SETUP}"
+mke2fs -q -t ext4 -L uvn-lab -E lazy_itable_init=1 -d "$work/root" "$work/image" {SIZE} >&2
+cat "$work/image"
+"""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A finished image's directory and the files in it."""
+
+    path: Path
+
+    @property
+    def disk(self) -> Path:
+        return self.path / "root.img"
+
+    @property
+    def kernel(self) -> Path:
+        return self.path / "vmlinuz"
+
+    @property
+    def initrd(self) -> Path:
+        return self.path / "initrd"
+
+    @property
+    def key(self) -> Path:
+        """The private ssh key that opens every account on every node."""
+        return self.path / "keys" / "host"
+
+    @property
+    def node_key(self) -> str:
+        """The nodes' public host key, as in known_hosts."""
+        return " ".join((self.path / "keys" / "node.pub").read_text().split()[:2])
+
+
+def packages() -> list[str]:
+    lines = (SOURCE / "image" / "packages").read_text().splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def mmdebstrap_command() -> list[str]:
+    """Prints a tar archive of Debian with the nodes' packages."""
+    command = ["mmdebstrap", f"--mode={'unshare' if os.geteuid() else 'root'}", "--variant=minbase", "--format=tar"]
+    for directory in ("doc", "man", "locale", "info", "lintian"):
+        command.append(f"--dpkgopt=path-exclude=/usr/share/{directory}/*")
+    command.append("--dpkgopt=force-unsafe-io")
+    # The lab has an initrd of its own: Debian's takes longer to make and to boot.
+    command.append(
+        '--essential-hook=chroot "$1" dpkg-divert --quiet --local --rename --add /usr/sbin/update-initramfs'
+        ' && ln -s /bin/true "$1/usr/sbin/update-initramfs"'
+    )
+    command += [f"--include={','.join(packages())}", SUITE, "-"]
+    if os.environ.get("UVN_LAB_MIRROR"):
+        command.append(os.environ["UVN_LAB_MIRROR"])
+    return command
+
+
+def base_digest() -> str:
+    command = [word for word in mmdebstrap_command() if not word.startswith("--mode=")]
+    return hashlib.sha256(repr(command).encode()).hexdigest()[:16]
+
+
+def image_digest() -> str:
+    """Hash of everything that decides what is in the image, except what Debian's mirror serves on the day."""
+    digest = hashlib.sha256(base_digest().encode())
+    for path in [Path(__file__), *sorted((SOURCE / "image").rglob("*"))]:
+        if path.is_file():
+            digest.update(f"{path.relative_to(SOURCE)} {path.stat().st_mode & 0o777:o}\n".encode() + path.read_bytes())
+    for name, text in generated_files().items():
+        digest.update(f"{name}\n{text}".encode())
+    return digest.hexdigest()[:16]
+
+
+def generated_files() -> dict[str, str]:
+    files = {f"etc/systemd/network/{name}": text for name, text in topology.network_files().items()}
+    files["etc/hosts"] = topology.hosts()
+    files["etc/uvn-lab/dnsmasq.conf"] = topology.dnsmasq_conf()
+    files[f"{SETUP}/users"] = "".join(f"{user} {uid}\n" for user, uid in topology.USERS.items())
+    return files
+
+
+def current() -> Image:
+    """The image of the present inputs, which need not exist."""
+    return Image(cache_dir() / "images" / image_digest())
+
+
+def build(quiet: bool = False) -> Image:
+    """Make the image unless it is there."""
+    check_host()
+    image = current()
+    with locked(cache_dir() / "build.lock", "the image"):
+        if image.path.is_dir():
+            os.utime(image.path)
+            if not quiet:
+                say(f"image {image.path} is up to date")
+            return image
+        start = time.monotonic()
+        base = build_base(quiet)
+        build_image(image, base, quiet)
+        remove_old(image)
+    if not quiet:
+        say(f"image {image.path} built in {time.monotonic() - start:.0f} s")
+    return image
+
+
+def build_base(quiet: bool) -> Path:
+    base = cache_dir() / f"base-{base_digest()}.tar"
+    if base.exists():
+        return base
+    log = cache_dir() / "base.log"
+    partial = base.with_suffix(".partial")
+    with step(f"installing Debian {SUITE} and {len(packages())} packages (mmdebstrap)", log, quiet):
+        with open(partial, "wb") as output, open(log, "wb") as errors:
+            result = subprocess.run(mmdebstrap_command(), stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
+    if result.returncode:
+        partial.unlink()
+        remedy = "see the log"
+        if os.geteuid():
+            remedy += "; an ordinary user needs entries in /etc/subuid and /etc/subgid and user namespaces, root needs neither"
+        raise LabError(f"mmdebstrap failed with code {result.returncode} ({log}: {last_line(log)}); {remedy}")
+    for old in cache_dir().glob("base-*.tar"):
+        old.unlink()
+    return partial.rename(base)
+
+
+def build_image(image: Image, base: Path, quiet: bool) -> None:
+    images = image.path.parent
+    images.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=images, prefix="partial-") as name:
+        partial = Image(Path(name))
+        with step("making the root file system, kernel and initrd", quiet=quiet):
+            make_keys(partial.path / "keys")
+            boot = extract(base)
+            partial.kernel.write_bytes(boot["vmlinuz"])
+            partial.initrd.write_bytes(initrd(boot))
+            make_root(base, overlay(partial.path / "keys"), partial.disk)
+        partial.path.chmod(0o755)
+        partial.path.rename(image.path)
+        Path(name).mkdir()  # for TemporaryDirectory to remove
+
+
+def make_keys(directory: Path) -> None:
+    """One key for the host, one for the nodes' sshd, one for each account, the same on every node."""
+    directory.mkdir()
+    for name in ("host", "node", "root", *topology.USERS):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"uvn-lab-{name}", "-f", str(directory / name)]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+
+
+def extract(base: Path) -> dict[str, bytes]:
+    """Kernel, busybox and initrd modules out of the packages."""
+    found = {}
+    with tarfile.open(base) as tar:
+        for member in tar:
+            directory, _, name = member.name.rpartition("/")
+            if directory.endswith("/boot") and name.startswith("vmlinuz-"):
+                name = "vmlinuz"
+            if name in ("vmlinuz", "busybox") or name.removesuffix(".ko") in INITRD_MODULES:
+                if member.isfile() and "/usr/share/" not in member.name:
+                    found[name] = tar.extractfile(member).read()
+    for name in ("vmlinuz", "busybox", *(f"{module}.ko" for module in INITRD_MODULES)):
+        if name not in found:
+            raise LabError(f"{base} holds no {name}; remove the file and build again")
+    return found
+
+
+def initrd(boot: dict[str, bytes]) -> bytes:
+    """A cpio archive (newc, Documentation/driver-api/early-userspace/buffer-format.rst) that the kernel unpacks itself."""
+    out = io.BytesIO()
+    number = 0
+
+    def add(name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> None:
+        nonlocal number
+        number += 1
+        fields = (number, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(name) + 1, 0)
+        out.write(b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0")
+        out.write(bytes(-out.tell() % 4) + data)
+        out.write(bytes(-out.tell() % 4))
+
+    for directory in ("bin", "dev", "proc", "root"):
+        add(directory, 0o040755)
+    add("dev/console", 0o020600, device=(5, 1))
+    add("bin/busybox", 0o100755, boot["busybox"])
+    for module in INITRD_MODULES:
+        add(f"{module}.ko", 0o100644, boot[f"{module}.ko"])
+    add("init", 0o100755, (SOURCE / "image" / "init").read_bytes())
+    add("TRAILER!!!", 0)
+    return out.getvalue()
+
+
+def overlay(keys: Path) -> bytes:
+    """A tar archive of what comes on top of the packages, everything owned by root."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+
+        def add(name: str, data: bytes, mode: int) -> None:
+            member = tarfile.TarInfo(f"./{name}")
+            member.size, member.mode, member.mtime = len(data), mode, int(time.time())
+            tar.addfile(member, io.BytesIO(data))
+
+        for path in sorted((SOURCE / "image" / "rootfs").rglob("*")):
+            if path.is_file():
+                add(str(path.relative_to(SOURCE / "image" / "rootfs")), path.read_bytes(), 0o644)
+        for name, text in generated_files().items():
+            add(name, text.encode(), 0o644)
+        add(f"{SETUP}/setup.sh", (SOURCE / "image" / "setup.sh").read_bytes(), 0o644)
+        for path in sorted(keys.iterdir()):
+            if path.name != "host":
+                add(f"{SETUP}/keys/{path.name}", path.read_bytes(), 0o600)
+        node_key = (keys / "node.pub").read_text().split()
+        add("etc/ssh/ssh_known_hosts", f"* {node_key[0]} {node_key[1]}\n".encode(), 0o644)
+    return out.getvalue()
+
+
+def make_root(base: Path, top: bytes, disk: Path) -> None:
+    command = ["sh", "-c", MAKE_ROOT]
+    if os.geteuid():
+        command = ["mmdebstrap", "--unshare-helper", *command]
+    log = cache_dir() / "root.log"
+    with open(log, "wb") as errors:
+        maker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+        writer = subprocess.Popen(["dd", f"of={disk}", "bs=1M", "iflag=fullblock", "conv=sparse", "status=none"], stdin=maker.stdout)
+        maker.stdout.close()
+        try:
+            with open(base, "rb") as packages_tar:
+                shutil.copyfileobj(packages_tar, maker.stdin, 1 << 20)
+            maker.stdin.write(top)
+            maker.stdin.close()
+        except BrokenPipeError:
+            pass  # the exit code tells
+        codes = (maker.wait(), writer.wait())
+    if any(codes):
+        raise LabError(f"the root file system could not be made ({log}: {last_line(log)}); see the log")
+    with open(disk, "r+b") as file:
+        file.truncate(int(SIZE.removesuffix("G")) << 30)  # dd leaves a trailing hole out
+
+
+def remove_old(image: Image) -> None:
+    """Keep the images used last: labs of other directories or branches may run on them."""
+    images = sorted(image.path.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in images[KEEP:]:
+        if old != image.path:
+            shutil.rmtree(old, ignore_errors=True)
