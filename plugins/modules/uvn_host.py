@@ -79,25 +79,12 @@ changes:
       sample: net/ipv4/tcp_l3mdev_accept
 """
 
-import json
-import os
-import tempfile
-
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.changes import report
 from ..module_utils.uvn.errors import UvnError
 from ..module_utils.uvn.reconcile import Reconciler
-
-
-def site_path(params: dict, directory: str) -> str:
-    """The path of the site configuration; one given as a dictionary is written to `directory` first."""
-    if params["config"] is None:
-        return params["site"]
-    descriptor, path = tempfile.mkstemp(prefix="site-", suffix=".json", dir=directory)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(params["config"], file)
-    return path
+from ..module_utils.uvn.site import load, parse
 
 
 def main() -> None:
@@ -110,7 +97,9 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        with Reconciler.open(site_path(module.params, module.tmpdir)) as reconciler:
+        config = module.params["config"]
+        site = load(module.params["site"]) if config is None else parse(config)
+        with Reconciler(site) as reconciler:
             changes = reconciler.node(present=module.params["state"] == "present", check=module.check_mode)
     except UvnError as error:
         module.fail_json(msg=str(error))

@@ -10,6 +10,7 @@ short_description: Gather what UVN knows of a node and of its users' networks
 version_added: 0.1.0
 description:
   - Asks C(uvnd) for the node's state and for the networks that are on it.
+  - The node's own state is compared with the plan, so this finds what somebody changed by hand.
 author:
   - The UVN authors (!UNKNOWN)
 extends_documentation_fragment:
@@ -17,10 +18,11 @@ extends_documentation_fragment:
 options:
   gather_subset:
     description:
-      - What to return. V(all) is everything, V(node) the node's own state and versions, V(networks) the users' networks.
+      - What to return. V(all) is everything, V(node) the node's own state, V(networks) the users' networks,
+        V(versions) what UVN stands on.
     type: list
     elements: str
-    choices: [all, networks, node]
+    choices: [all, networks, node, versions]
     default: [all]
 seealso:
   - module: hpc.uvn.uvn_host
@@ -40,37 +42,103 @@ EXAMPLES = r"""
 
 RETURN = r"""
 node:
-  description: The node's own state, with the versions of UVN and of what it stands on.
+  description: The node's own state.
   returned: when O(gather_subset) has V(node) or V(all)
   type: dict
+  contains:
+    membership:
+      description: Whether the membership program is attached, that is, whether users are isolated.
+      type: bool
+      returned: always
+    sockets:
+      description: How many sockets the membership program bound, refused and let pass since it was loaded.
+      type: dict
+      returned: always
+    drift:
+      description: What differs from the plan, one sentence each. Empty when all is well.
+      type: list
+      elements: str
+      returned: always
 networks:
   description: One entry for every user who has a network on the node.
   returned: when O(gather_subset) has V(networks) or V(all)
   type: list
   elements: dict
+  contains:
+    uid:
+      description: The user's numeric ID.
+      type: int
+      returned: always
+      sample: 1234
+    user:
+      description: The user's name, null when no account has the ID any more.
+      type: str
+      returned: always
+      sample: alice
+    vrf:
+      description: The name of the user's VRF.
+      type: str
+      returned: always
+      sample: vrf1234
+    persistent:
+      description: Whether the network stays when the user leaves.
+      type: bool
+      returned: always
+versions:
+  description: Versions of what UVN stands on; null for what is not installed.
+  returned: when O(gather_subset) has V(versions) or V(all)
+  type: dict
+  sample: {kernel: 6.1.0-37-amd64, pyroute2: 0.7.2, python: 3.11.2}
 """
+
+import platform
+from importlib import metadata
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.uvn.client import request
 from ..module_utils.uvn.errors import UvnError
 
-SUBSETS = ("networks", "node")
+FROM_UVND = {"networks", "node"}
+
+
+def gather(subsets: set) -> dict:
+    """The subsets asked for; uvnd is asked only when it has to answer."""
+    if "all" in subsets:
+        subsets = FROM_UVND | {"versions"}
+    reply = request({"op": "status"}) if subsets & FROM_UVND else {}
+    facts = {subset: reply[subset] for subset in FROM_UVND & subsets}
+    if "versions" in subsets:
+        facts["versions"] = versions()
+    return facts
+
+
+def versions() -> dict:
+    """Version of the kernel and of the libraries that UVN uses."""
+    try:
+        pyroute2 = metadata.version("pyroute2")
+    except metadata.PackageNotFoundError:
+        pyroute2 = None
+    return {"kernel": platform.release(), "pyroute2": pyroute2, "python": platform.python_version()}
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "gather_subset": {"type": "list", "elements": "str", "choices": ["all", *SUBSETS], "default": ["all"]},
+            "gather_subset": {
+                "type": "list",
+                "elements": "str",
+                "choices": ["all", "networks", "node", "versions"],
+                "default": ["all"],
+            },
         },
         supports_check_mode=True,
     )
-    subsets = set(module.params["gather_subset"])
     try:
-        reply = request({"op": "status"})
+        facts = gather(set(module.params["gather_subset"]))
     except UvnError as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=False, **{subset: reply[subset] for subset in SUBSETS if subsets & {"all", subset}})
+    module.exit_json(changed=False, **facts)
 
 
 if __name__ == "__main__":
