@@ -176,14 +176,17 @@ def attached_programs(cgroup):
     return ids[: count.value]
 
 
-def changed_object(path):
-    """A copy of the object whose program takes every caller for alice."""
-    get_uid = bytes.fromhex("85000000 0f000000")  # call bpf_get_current_uid_gid
-    is_alice = bytes.fromhex("b7000000") + ALICE.to_bytes(4, "little")  # r0 = ALICE
-    code = OBJECT.read_bytes()
+def patched_object(path, instruction):
+    """A copy of the object with `instruction` in place of the call of bpf_get_current_uid_gid."""
+    get_uid, code = bytes.fromhex("850000000f000000"), OBJECT.read_bytes()
     assert code.count(get_uid) == 1
-    path.write_bytes(code.replace(get_uid, is_alice))
+    path.write_bytes(code.replace(get_uid, instruction))
     return str(path)
+
+
+def changed_object(path):
+    """An object whose program takes every caller for alice: r0 = ALICE."""
+    return patched_object(path, bytes.fromhex("b7000000") + ALICE.to_bytes(4, "little"))
 
 
 # who is bound, who is refused, who is left alone
@@ -483,14 +486,11 @@ def test_damaged_object(idle, config, tmp_path, capfd):
 
 
 def test_a_program_the_verifier_refuses(idle, config, tmp_path, capfd):
-    """r0 = 2 before exit: the kernel allows 0 and 1 only."""
-    refused = tmp_path / "refused.o"
-    exit_with_r6, exit_with_2 = bytes.fromhex("bf60000000000000"), bytes.fromhex("b700000002000000")
-    code = OBJECT.read_bytes()
-    assert code.count(exit_with_r6) == 1
-    refused.write_bytes(code.replace(exit_with_r6, exit_with_2))
+    read_nowhere = bytes.fromhex("7900000000000000")  # r0 = *(u64 *)(r0 + 0), with r0 = the namespace's cookie
+    refused = patched_object(tmp_path / "refused.o", read_nowhere)
     with pytest.raises(UvnError, match="cannot load .*refused.o: prog 'uvn_membership': .*failed"):
-        Membership(idle.pin_dir, idle.cgroup, str(refused)).load(config)
+        Membership(idle.pin_dir, idle.cgroup, refused).load(config)
+    assert not idle.attached()
     assert capfd.readouterr().err == ""
 
 
