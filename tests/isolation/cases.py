@@ -96,7 +96,7 @@ class Case:
     def spec(self, plain: bool = False) -> dict:
         """The probe for the agent. Refusals come at once; only silence needs the time-out (s)."""
         reached = bool(self.plain) if plain else self.expected != "closed"
-        timeout = 10 if reached or self.code else 3
+        timeout = 15 if reached or self.code else 3
         base = {"proto": self.proto, "family": self.family, "address": self.address, "port": self.port}
         return {**base, "timeout": timeout, **self.probe}
 
@@ -241,8 +241,9 @@ class Table:
         there = [(node, nic, address(node, nic, family)) for node in other_nodes(self.node) for nic in NICS]
         if proto == "tcp":
             self.service(proto, family, "loopback", "localhost", here["localhost"], self.node)
-            self.sshd(family, {"localhost": here["localhost"], "em1": here["em1"]})
-            self.sshd(family, {f"{node}.{nic}": where for node, nic, where in there})
+            self.sshd(family, {"localhost": here["localhost"]})
+            if self.managed:  # a connection costs a node a process: not from everybody
+                self.sshd(family, {f"{node}.{nic}": where for node, nic, where in there if nic == "em1"})
         for name in ("wildcard",) if proto == "tcp" else ("wildcard", "pktinfo"):
             for nic, where in here.items():
                 self.service(proto, family, name, nic, where, self.node)

@@ -39,7 +39,7 @@ import time
 USER = pwd.getpwuid(os.getuid()).pw_name
 NODE = socket.gethostname()
 IDENTITY = "%s %s %d" % (USER, NODE, os.getpid())
-IN_FLIGHT = 64  # probes under way at a time
+IN_FLIGHT = 32  # probes under way at a time
 RESEND = 0.8  # seconds between the copies of a datagram
 SO_BINDTODEVICE = 25
 KINDS = {
