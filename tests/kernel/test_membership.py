@@ -279,6 +279,27 @@ def test_a_bound_socket_cannot_be_taken_out(membership, family, kind, option, va
     assert as_user(membership.cgroup, ALICE, rebind) == ["EPERM", DEVICE]
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_an_entry_of_a_device_that_is_gone_fails_closed(membership, address):
+    ip("link", "set", "lo", "up")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    receiver = socket.socket(family, socket.SOCK_DGRAM)  # of the test itself, which is not in the cgroup
+    receiver.bind((address, 0))
+
+    def send():
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            try:
+                return sock.sendto(b"x", receiver.getsockname()[:2])
+            except OSError as e:
+                return errno.errorcode[e.errno]
+
+    with receiver:
+        membership.set(ALICE, 2**20)
+        assert as_user(membership.cgroup, ALICE, send) in ("ENODEV", "ENETUNREACH")
+        membership.set(ALICE, EXEMPT)
+        assert as_user(membership.cgroup, ALICE, send) == 1
+
+
 # the map
 
 
@@ -503,6 +524,19 @@ def test_missing_cgroup(idle, config):
     idle.load(config)
     with pytest.raises(UvnError, match="cannot open the cgroup /nonexistent: No such file"):
         Membership(idle.pin_dir, "/nonexistent", str(OBJECT)).attach()
+
+
+def test_a_program_of_the_site_that_allows_no_other(idle, config):
+    idle.load(config)
+    cgroup = os.open(idle.cgroup, os.O_RDONLY)
+    with idle._loaded() as program:
+        site = _libbpf().bpf_program__fd(program)
+        assert _libbpf().bpf_prog_attach(site, cgroup, BPF_CGROUP_INET_SOCK_CREATE, 0) == 0
+        with pytest.raises(UvnError, match="cannot attach .*; `bpftool cgroup show .*` names programs"):
+            idle.attach()
+        assert _libbpf().bpf_prog_detach2(site, cgroup, BPF_CGROUP_INET_SOCK_CREATE) == 0
+    os.close(cgroup)
+    assert idle.attach()
 
 
 def test_attach_before_load(idle):

@@ -290,7 +290,8 @@ class Membership:
         try:
             link = _libbpf().bpf_program__attach_cgroup(program, cgroup)
             if not link:
-                raise _error(f"attach {PROGRAM} to {self.cgroup}", ctypes.get_errno())
+                remedy = f"`bpftool cgroup show {self.cgroup}` names programs that do not allow multi"
+                raise _error(f"attach {PROGRAM} to {self.cgroup}", ctypes.get_errno(), remedy)
             return link
         finally:
             os.close(cgroup)
