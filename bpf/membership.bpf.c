@@ -73,7 +73,7 @@ int uvn_membership(struct bpf_sock *sock)
 		return ALLOW;
 
 	uid = (__u32)bpf_get_current_uid_gid(); /* the real UID */
-	if (uid < config->min_uid)
+	if (uid == 0 || uid < config->min_uid)
 		return ALLOW;
 
 	prefix.uid = bpf_htonl(uid);

@@ -371,6 +371,12 @@ def test_a_new_limit_takes_effect(membership, config):
     assert of(membership, NOBODY) == ""
 
 
+def test_root_gets_in_whatever_the_limit(membership, config):
+    membership.load(Config(config.netns_cookie, 0, enforce=True))
+    assert of(membership, 0) == ""
+    assert of(membership, 1) == "EPERM"
+
+
 # load, replace, detach
 
 
@@ -522,8 +528,12 @@ def test_no_bpf_file_system(cgroup, config, tmp_path):
 
 def test_missing_cgroup(idle, config):
     idle.load(config)
+    elsewhere = Membership(idle.pin_dir, "/nonexistent", str(OBJECT))
     with pytest.raises(UvnError, match="cannot open the cgroup /nonexistent: No such file"):
-        Membership(idle.pin_dir, "/nonexistent", str(OBJECT)).attach()
+        elsewhere.attach()
+    idle.attach()
+    with pytest.raises(UvnError, match="cannot open the cgroup /nonexistent: No such file"):
+        elsewhere.attached()
 
 
 def test_a_program_of_the_site_that_allows_no_other(idle, config):

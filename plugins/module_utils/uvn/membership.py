@@ -45,7 +45,7 @@ class Config:
     Parameters
     ----------
     netns_cookie: the one network namespace that is managed; sockets of all others are left alone.
-    min_uid: smallest managed UID; those below it are left alone.
+    min_uid: smallest managed UID; those below it, and always root, are left alone.
     enforce: refuse (EPERM) a managed UID without an entry; False only counts it and lets it pass.
     """
 
@@ -76,7 +76,8 @@ class Membership:
     cgroup: cgroup2 directory whose processes are managed; None is the root of the cgroup2 hierarchy.
     object_path: the compiled program.
 
-    Every method raises UvnError when the kernel or libbpf refuses. Those that change something return whether they did.
+    Every method raises UvnError when the kernel or libbpf refuses; load, attach, detach and delete return whether they
+    changed something.
     First use of a node: `load`, then `set` what must not be refused, then `attach`.
     """
 
@@ -131,7 +132,7 @@ class Membership:
     def attached(self) -> bool:
         """Whether the pinned link is attached to the cgroup."""
         with self._pin(LINK) as link:
-            return link is not None and _link_info(link)[1] == os.stat(self.cgroup).st_ino
+            return link is not None and _link_info(link)[1] == self._cgroup_id()
 
     def detach(self) -> bool:
         """Detach the program and remove link, maps and directory; sockets already bound stay so."""
@@ -258,7 +259,6 @@ class Membership:
     def _loaded(self) -> Iterator[int]:
         """The object's program, loaded on the pinned maps (made if they are not there), attached to nothing."""
         lib = _libbpf()
-        _warnings.clear()
         _require_bpffs(os.path.dirname(self.pin_dir))
         if not os.path.exists(self.object_path):
             raise UvnError(f"the membership program {self.object_path} is missing; install it with the role uvn_node")
@@ -273,6 +273,7 @@ class Membership:
             yield _found(lib.bpf_object__find_program_by_name, obj, PROGRAM)
         finally:
             lib.bpf_object__close(obj)
+            _warnings.clear()
 
     def _write_config(self, config: Config) -> bool:
         if self.config() == config:
@@ -281,6 +282,12 @@ class Membership:
         with self._pin("uvn_config") as fd:
             _check(_libbpf().bpf_map_update_elem(fd, bytes(4), value, 0), "write the map uvn_config")
         return True
+
+    def _cgroup_id(self) -> int:
+        try:
+            return os.stat(self.cgroup).st_ino
+        except OSError as e:
+            raise _error(f"open the cgroup {self.cgroup}", e.errno) from e
 
     def _attach_cgroup(self, program: int) -> int:
         try:
