@@ -43,6 +43,7 @@ IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
 IFF_UP = 0x1
 RTNH_F_ONLINK = 4
 ADDR_GEN_MODE_NONE = 1
+FR_ACT_TO_TBL = 1
 NLM_F_DUMP_INTR = 0x10
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 VERSIONS = {socket.AF_INET: 4, socket.AF_INET6: 6}
@@ -174,7 +175,11 @@ class Kernel:
         elif isinstance(obj, Route):
             self._ipr.route("del" if change.op == "delete" else "replace", **_route_arguments(obj))
         elif isinstance(obj, Rule):
-            self._ipr.rule("del" if change.op == "delete" else "add", **_rule_arguments(obj))
+            if change.op == "delete":
+                self._ipr.rule("del", **_rule_arguments(obj))
+            else:
+                protocol = PROTOCOL if obj.destination else PROTOCOL_KERNEL  # those without are the kernel's own, moved
+                self._ipr.rule("add", protocol=protocol, **_rule_arguments(obj))
 
     def _create_dummy(self, dummy: Dummy) -> None:
         self._ipr.link("add", ifname=dummy.device, kind="dummy", group=dummy.group)
@@ -448,15 +453,14 @@ def _rule_objects(message: Any, version: int) -> list[Rule]:
     destination = message.get_attr("FRA_DST")
     network = ipaddress.ip_network(f"{destination}/{message['dst_len']}") if destination else None
     known = {"FRA_PRIORITY", "FRA_TABLE", "FRA_DST", "FRA_L3MDEV", "FRA_PROTOCOL", "FRA_SUPPRESS_PREFIXLEN", "FRA_UNSPEC"}
-    if any(name not in known for name, _value in message["attrs"]):
+    if message["action"] != FR_ACT_TO_TBL or any(name not in known for name, _value in message["attrs"]):
         return []
-    if message.get_attr("FRA_L3MDEV"):
-        return [Rule(version, priority, None, network)]
-    return [Rule(version, priority, message.get_attr("FRA_TABLE"), network)] if message["action"] == 1 else []
+    table = None if message.get_attr("FRA_L3MDEV") else message.get_attr("FRA_TABLE")
+    return [Rule(version, priority, table, network)]
 
 
 def _rule_arguments(rule: Rule) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"family": FAMILIES[rule.version], "priority": rule.priority, "protocol": PROTOCOL}
+    arguments: dict[str, Any] = {"family": FAMILIES[rule.version], "priority": rule.priority, "action": FR_ACT_TO_TBL}
     if rule.table is None:
         arguments["l3mdev"] = 1
     else:

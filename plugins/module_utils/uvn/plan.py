@@ -117,6 +117,7 @@ def _vrf_addresses(who: Identity, host: Host, attachments: Sequence[Attachment])
     own = ["127.0.0.1/8", "::1/128", f"{who.nat4}/32", f"{who.nat6}/128"]
     own += [str(a.ip) for nic in host.nics for a in nic.addresses if a not in overlaid]
     objects: list[Object] = [Address(who.vrf, ipaddress.ip_interface(address)) for address in dict.fromkeys(own)]
+    objects.append(Address(NAT_DEVICE, ipaddress.ip_interface(who.nat6)))
     objects.append(Route(who.table, LOOPBACK[4], 0, "local", (Nexthop(who.vrf),)))
     return objects
 
@@ -154,7 +155,6 @@ def _mirrored(who: Identity, host: Host, attachments: Sequence[Attachment]) -> l
 def _ends(site: Site, who: Identity) -> list[Object]:
     """What no route leads to is unreachable (never another table's), and replies to the NAT addresses come in."""
     objects: list[Object] = [Route(who.table, ANY[version], LAST_RESORT, "unreachable") for version in (4, 6)]
-    objects.append(Address(NAT_DEVICE, ipaddress.ip_interface(who.nat6)))
     for nat in (who.nat4, who.nat6):
         objects.append(_route(reply_table(site), ipaddress.ip_network(nat), (Nexthop(who.vrf),), None))
     return objects
