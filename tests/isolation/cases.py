@@ -9,7 +9,6 @@ import sys
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab"))
 
@@ -80,7 +79,7 @@ class Case:
     expected: str  # own, system, outside: reached; closed: not
     answer: str
     reason: str
-    plain: Optional[str]
+    plain: str | None
     code: str = ""
     source: str = ""  # the source address that the target must have seen
     probe: dict = field(default_factory=dict, compare=False)  # what the probe needs beside proto, family, address, port
@@ -149,7 +148,9 @@ class Table:
         if proto == "icmp":
             answer = "echo reply"
         plain = answer if plain is None else None if plain == "absent" else plain
-        case = Case(self.user, self.node, group, proto, family, target, where, port, expected, answer, reason, plain, **more)
+        case = Case(
+            self.user, self.node, group, proto, family, target, where, port, expected, answer, reason, plain, **more
+        )
         self.cases.append(case)
 
     def rows(self) -> list:

@@ -4,9 +4,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Measure the truth table of cases.py over real ssh logins and print it as a matrix.
 
-    matrix.py            on nodes with UVN: exit 0 when everything is as the table says, 1 when not
-    matrix.py --before   on nodes without UVN: exit 0 when users do reach each other's ports (the negative control:
-                         the same probes, so a probe that can never reach anything is found out)
+matrix.py            on nodes with UVN: exit 0 when everything is as the table says, 1 when not
+matrix.py --before   on nodes without UVN: exit 0 when users do reach each other's ports (the negative control:
+                     the same probes, so a probe that can never reach anything is found out)
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -107,9 +107,11 @@ def listen(cluster: Cluster, user: str, plain: bool) -> list:
             pairs = cases.listen_cases(user, node)
             found = session.listen([spec for _case, spec in pairs])
             session.listeners = [
-                Result(case, "answer", "listening", 0, plain)
-                if raw["result"] == "listening"
-                else Result(case, raw["result"], "", 0, plain)
+                (
+                    Result(case, "answer", "listening", 0, plain)
+                    if raw["result"] == "listening"
+                    else Result(case, raw["result"], "", 0, plain)
+                )
                 for (case, _spec), raw in zip(pairs, found)
             ]
         return session.listeners

@@ -38,7 +38,7 @@ import time
 
 USER = pwd.getpwuid(os.getuid()).pw_name
 NODE = socket.gethostname()
-IDENTITY = "%s %s %d" % (USER, NODE, os.getpid())
+IDENTITY = f"{USER} {NODE} {os.getpid()}"
 IN_FLIGHT = 32  # probes under way at a time
 RESEND = 0.8  # seconds between the copies of a datagram
 SO_BINDTODEVICE = 25
@@ -142,7 +142,7 @@ class Listener:
 
     def answer(self, peer):
         self.heard.append(peer[0])
-        return ("%s from %s\n" % (IDENTITY, peer[0])).encode()
+        return f"{IDENTITY} from {peer[0]}\n".encode()
 
     def accept(self, _event):
         try:
@@ -206,12 +206,12 @@ class Probe:
     def ping(self):
         """By ping(8), which has the capability, where net.ipv4.ping_group_range leaves this group out."""
         wait = str(max(1, int(self.deadline - self.begin)))
-        argv = ["ping", "-n", "-c", wait, "-W", wait, "-w", wait, "-%d" % self.spec["family"], self.spec["address"]]
+        argv = ["ping", "-n", "-c", wait, "-W", wait, "-w", wait, f"-{self.spec['family']}", self.spec["address"]]
         pipe = subprocess.PIPE
         try:
             child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT)
         except OSError as error:
-            return self.finish("error", "ping: %s" % error)
+            return self.finish("error", f"ping: {error}")
         LOOP.watch(child.stdout.fileno(), select.POLLIN | select.POLLHUP, lambda _event: self.ping_output(child))
 
     def ping_output(self, child):
@@ -358,9 +358,9 @@ def do_probes(request, reply):
 
 
 def do_sockets(_request, reply):
-    """Make a socket of every kind; the device it is bound to, or why there is none (SO_BINDTODEVICE of socket(7))."""
+    """Make TCP and UDP sockets; the device it is bound to, or why there is none (SO_BINDTODEVICE of socket(7))."""
     devices = {}
-    for proto in KINDS:
+    for proto in ("tcp", "udp"):
         for family in (4, 6):
             try:
                 with make_socket(proto, family) as sock:
@@ -389,6 +389,7 @@ def do_run(request, reply):
         try:
             done = subprocess.run(
                 request["argv"],
+                check=False,
                 input=request.get("stdin", ""),
                 timeout=request.get("timeout", 60),
                 capture_output=True,
@@ -444,7 +445,7 @@ def handle(line):
     try:
         OPS[request.pop("op")](request, lambda answer: emit(dict(answer, id=number)))
     except Exception as error:  # the host side shows it with the request it belongs to
-        emit({"id": number, "failed": "%s: %s" % (type(error).__name__, error)})
+        emit({"id": number, "failed": f"{type(error).__name__}: {error}"})
 
 
 class Input:
@@ -474,7 +475,9 @@ def main():
                 "uid": os.getuid(),
                 "pid": os.getpid(),
                 "cgroup": cgroup.read().strip(),
-                "environment": {key: os.environ.get(key, "") for key in ("DISPLAY", "XDG_RUNTIME_DIR", "SSH_CONNECTION")},
+                "environment": {
+                    key: os.environ.get(key, "") for key in ("DISPLAY", "XDG_RUNTIME_DIR", "SSH_CONNECTION")
+                },
             }
         )
     while stdin.open:

@@ -32,8 +32,8 @@ END = b"\n#END OF AGENT\n"
 # The agent's source comes over stdin; what follows it on stdin are requests.
 BOOT = (
     "import os; s = b''\n"
-    "while not s.endswith(%r): s += os.read(0, 65536) or exit('no agent')\n"
-    "exec(compile(s, 'probe.py', 'exec'))" % END
+    f"while not s.endswith({END!r}): s += os.read(0, 65536) or exit('no agent')\n"
+    "exec(compile(s, 'probe.py', 'exec'))"
 )
 AGENT_COMMAND = ["python3", "-I", "-c", BOOT]
 
@@ -42,10 +42,10 @@ class SessionError(Exception):
     """A session could not be had or broke; one sentence for the user."""
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def ssh_config() -> str:
     """Path of the lab's ssh configuration (a temporary file of this run)."""
-    done = subprocess.run([str(LAB), "ssh-config"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([str(LAB), "ssh-config"], capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:
         raise SessionError(f"{LAB} ssh-config failed: {done.stderr.strip()}; start the lab by `tests/lab/lab up`")
     path = Path(tempfile.mkdtemp(prefix="uvn-isolation-")) / "ssh_config"
@@ -202,9 +202,11 @@ class Cluster:
 
 def lab(*arguments: str, timeout: float = 300) -> str:
     """Run `tests/lab/lab ARGUMENTS`; its stdout."""
-    done = subprocess.run([str(LAB), *arguments], capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run([str(LAB), *arguments], capture_output=True, text=True, timeout=timeout, check=False)
     if done.returncode:
-        raise SessionError(f"lab {shlex.join(arguments)} gave {done.returncode}: {(done.stderr or done.stdout).strip()}")
+        raise SessionError(
+            f"lab {shlex.join(arguments)} gave {done.returncode}: {(done.stderr or done.stdout).strip()}"
+        )
     return done.stdout
 
 

@@ -75,11 +75,15 @@ def free_ports(count: int) -> list:
 
 def open_forwards(user: str, other: str, greeter: Greeter, x11: bool) -> Forwards:
     own, foreign, socks = free_ports(3)
-    options = ["-o", "ExitOnForwardFailure=yes", "-D", f"127.0.0.1:{socks}", "-Y" if x11 else "-x"]
-    options += ["-L", f"127.0.0.1:{own}:127.0.0.1:{cases.WILDCARD[user]}"]
-    options += ["-L", f"127.0.0.1:{foreign}:127.0.0.1:{cases.WILDCARD[other]}"]
-    options += ["-R", f"{REMOTE_PORT}:127.0.0.1:{greeter.port}"]
-    argv = ["env", f"DISPLAY=127.0.0.1:{DISPLAY}", *ssh(user, NODE, "sh", "-c", 'echo "D=$DISPLAY"; cat', options=tuple(options))]
+    forwards = [
+        f"-D127.0.0.1:{socks}",
+        f"-L127.0.0.1:{own}:127.0.0.1:{cases.WILDCARD[user]}",
+        f"-L127.0.0.1:{foreign}:127.0.0.1:{cases.WILDCARD[other]}",
+        f"-R{REMOTE_PORT}:127.0.0.1:{greeter.port}",
+    ]
+    options = ("-oExitOnForwardFailure=yes", "-oLogLevel=INFO", "-Y" if x11 else "-x", *forwards)
+    login = ssh(user, NODE, "sh", "-c", 'echo "D=$DISPLAY"; cat', options=options)
+    argv = ["env", f"DISPLAY=127.0.0.1:{DISPLAY}", *login]
     pipe, errors = subprocess.PIPE, tempfile.TemporaryFile()
     process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=errors, start_new_session=True)
     ready = select.select([process.stdout], [], [], 60)[0]
