@@ -455,10 +455,10 @@ def _absent(result: int, action: str) -> bool:
     return result == -errno.ENOENT or _check(result, action) < 0
 
 
-def _error(action: str, code: int, remedy: str = "") -> UvnError:
+def _error(action: str, code: int | None, remedy: str = "") -> UvnError:
     """The sentence: what failed, why (in libbpf's words if it said something, the first of them), what to do."""
     if code in (errno.EPERM, errno.EACCES) and os.geteuid() != 0:
         remedy = "it takes root"
-    reason = _warnings[0].splitlines()[0].replace("libbpf: ", "") if _warnings else os.strerror(code)
+    reason = _warnings[0].splitlines()[0].replace("libbpf: ", "") if _warnings else os.strerror(code or 0)
     _warnings.clear()
     return UvnError(f"cannot {action}: {reason}" + (f"; {remedy}" if remedy else ""))
