@@ -31,7 +31,7 @@ sshd_pam() {
 
 missing_packages() {
     for package; do
-        [ "$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || echo "  - $package"
+        [ "$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || echo "$package,"
     done
 }
 
@@ -42,7 +42,7 @@ stale() {
     since=$(systemctl show --timestamp=unix --property=ActiveEnterTimestamp --value "$unit")
     newest=$(stat --format=%Y "$@" 2>/dev/null | sort --numeric-sort --reverse | head --lines=1)
     since=${since#@}
-    [ -z "$since" ] || [ "${newest:-0}" -le "$since" ] || echo "  - $unit"
+    [ -z "$since" ] || [ "${newest:-0}" -le "$since" ] || echo "$unit,"
 }
 
 units() {
@@ -77,15 +77,15 @@ echo "vxlan: $(yes_if has_module vxlan)"
 echo "cgroup: $(stat --file-system --format=%T /sys/fs/cgroup)"
 echo "sshd_pam: '$(sshd_pam)'"
 echo "installed: $(yes_if test -e /etc/uvn/site.json)"
-echo 'missing_packages:'
-missing_packages "$@"
+echo "missing_packages: [$(missing_packages "$@")]"
 [ -d /run/systemd/system ] || exit 0
 echo 'units:'
 units
-echo 'stale:'
-stale systemd-networkd.service /etc/systemd/networkd.conf.d/uvn.conf
-stale systemd-resolved.service /etc/systemd/resolved.conf.d/uvn.conf
-stale uvnd.service /etc/systemd/system/uvnd.* /etc/uvn/site.json /usr/sbin/uvn /usr/lib/uvn/*.o /usr/lib/uvn/uvn/*.py
+echo "stale: [$(
+    stale systemd-networkd.service /etc/systemd/networkd.conf.d/uvn.conf
+    stale systemd-resolved.service /etc/systemd/resolved.conf.d/uvn.conf
+    stale uvnd.service /etc/systemd/system/uvnd.* /etc/uvn/site.json /usr/sbin/uvn /usr/lib/uvn/*.o /usr/lib/uvn/uvn/*.py
+)]"
 echo 'pam:'
 echo '  common-session:'
 pam_lines common-session
