@@ -1,0 +1,228 @@
+# Copyright (c) 2026 The UVN authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Nodes as network namespaces on bridges; every call runs in a child process of its own inside one of them.
+
+The membership program is not used here (test_membership.py has it): a "user's" socket is bound to the VRF by root.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+import subprocess
+import traceback
+from typing import Any, Callable
+
+from pyroute2 import netns
+from uvn.diff import diff
+from uvn.identity import identify, reply_table
+from uvn.kernel import Kernel, sysctls
+from uvn.objects import Chain, Member, Program, Vxlan
+from uvn.plan import NAT_DEVICE, node, user_network
+from uvn.site import parse
+
+SITE = {
+    "underlays": [
+        {"subnets": ["192.168.80.0/21", "fd00:80::/64"], "port": 800, "direct": ["192.168.80.5"]},
+        {"subnets": ["192.168.40.0/21", "fd00:40::/64"], "port": 801},
+    ]
+}
+FORK = multiprocessing.get_context("fork")
+
+
+def run(*command: str) -> str:
+    """Run a command; its output, or an AssertionError with what it said."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+    return done.stdout
+
+
+class Node:
+    """A network namespace with veth NICs on shared bridges: em1 and ib0 as the site's, wan0 to the outside."""
+
+    def __init__(self, name: str, number: int, site: dict | None = None, nics: dict[str, str] | None = None) -> None:
+        self.name, self.number = name, number
+        self.site = parse(site or SITE)
+        self.nics = nics or {"em1": "lan80", "ib0": "lan40", "wan0": "lanwan"}
+        run("ip", "netns", "add", name)
+        self.sh("ip link set lo up; sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv4.conf.all.rp_filter=2")
+        for position, (nic, bridge) in enumerate(self.nics.items()):
+            peer = f"v{number}p{position}"
+            run("ip", "link", "add", peer, "type", "veth", "peer", "name", nic, "netns", name)
+            run("ip", "link", "set", peer, "master", bridge, "up")
+            prefix4, prefix6, length = NETWORKS[bridge]
+            self.sh(
+                f"ip link set {nic} up; ip addr add {prefix4}.{number}/{length} dev {nic}; "
+                f"ip -6 addr add {prefix6}::{number}/64 dev {nic} nodad"
+            )
+
+    def sh(self, script: str) -> str:
+        """Run a shell script inside the node."""
+        return run("nsenter", f"--net=/run/netns/{self.name}", "sh", "-ec", script)
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function inside the node, in a child process; its result, or an AssertionError with its traceback."""
+        receiver, sender = FORK.Pipe(duplex=False)
+        child = FORK.Process(target=_child, args=(sender, self.name, function, arguments))
+        child.start()
+        sender.close()
+        outcome, value = receiver.recv()
+        child.join()
+        assert outcome == "ok", value
+        return value
+
+    def observe(self, uid: int) -> list:
+        """What exists of a user's network."""
+        return self.call(_observe, self.site, uid)
+
+    def pending(self, uid: int) -> list:
+        """The changes that lead to the user's network."""
+        return self.call(_pending, self.site, uid)
+
+    def ensure(self, uid: int) -> list:
+        """Make or mend the user's network, as often as the reconciler would; the changes of the first pass."""
+        return self.call(_ensure, self.site, uid)
+
+    def remove(self, uid: int) -> list:
+        return self.call(_remove, self.site, uid)
+
+    def prepare(self) -> list:
+        """The node's own state, without iptables and membership; the changes made."""
+        return self.call(_prepare, self.site)
+
+    def everything(self) -> str:
+        """Links, addresses, routes and rules, for a comparison."""
+        return self.sh(
+            "ip -o link | sed 's/^[0-9]*: //; s/.link.ether.*//'; ip -o addr | sed 's/^[0-9]*: //'; ip rule; ip -6 rule; "
+            "ip route show table all; ip -6 route show table all"
+        )
+
+    def delete(self) -> None:
+        subprocess.run(["ip", "netns", "del", self.name], check=False)
+
+
+NETWORKS = {
+    "lan80": ("192.168.80", "fd00:80", 21),
+    "lan40": ("192.168.40", "fd00:40", 21),
+    "lanwan": ("10.10.0", "2001:db8:10", 24),
+}
+
+
+def bridges(action: str) -> None:
+    """Add or delete the bridges of the LANs."""
+    for bridge in NETWORKS:
+        if action == "add":
+            run("ip", "link", "add", bridge, "type", "bridge", "mcast_snooping", "0")
+            run("ip", "link", "set", bridge, "up")
+        else:
+            subprocess.run(["ip", "link", "del", bridge], check=False)
+
+
+def serve_once(device: str, address: str, port: int, ready: Any, stop: Any) -> None:
+    """Answer every TCP connection to a listener bound to a device with its address."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        if device:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+        listener.bind((address, port))
+        listener.listen()
+        listener.settimeout(0.2)
+        ready.set()
+        while not stop.is_set():
+            try:
+                connection, peer = listener.accept()
+            except TimeoutError:
+                continue
+            with connection:
+                connection.sendall(f"{device or 'default'} {peer[0]}".encode())
+
+
+def connect(device: str, address: str, port: int) -> str:
+    """What the listener answers to a socket bound to a device, or the name of the error."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
+        if device:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+        connection.settimeout(3)
+        try:
+            connection.connect((address, port))
+            return connection.recv(100).decode()
+        except OSError as error:
+            return type(error).__name__
+
+
+class Listener:
+    """A listener inside a node for the length of a `with`."""
+
+    def __init__(self, where: Node, device: str, address: str, port: int) -> None:
+        self.ready, self.stop = FORK.Event(), FORK.Event()
+        arguments = (None, where.name, serve_once, (device, address, port, self.ready, self.stop))
+        self.process = FORK.Process(target=_child, args=arguments)
+
+    def __enter__(self) -> Listener:
+        self.process.start()
+        assert self.ready.wait(10), "the listener did not start"
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.stop.set()
+        self.process.join()
+
+
+def _child(sender: Any, name: str, function: Callable, arguments: tuple) -> None:
+    try:
+        netns.setns(name)
+        result = ("ok", function(*arguments))
+    except BaseException as error:  # noqa: BLE001 - every failure of the child is reported by the parent
+        result = ("failed", f"{error}\n{traceback.format_exc()}")
+    if sender is not None:
+        sender.send(result)
+
+
+def _desired(kernel: Kernel, site: Any, uid: int) -> list:
+    planned = user_network(site, identify(site, uid), kernel.host())
+    return [obj for obj in planned if not isinstance(obj, Member)]
+
+
+def _seen(kernel: Kernel, site: Any, uid: int) -> list:
+    who = identify(site, uid)
+    names = [who.vrf, *(obj.device for obj in _desired(kernel, site, uid) if isinstance(obj, Vxlan))]
+    return kernel.network(who, names, reply_table(site), NAT_DEVICE)
+
+
+def _observe(site: Any, uid: int) -> list:
+    return _seen(Kernel(), site, uid)
+
+
+def _pending(site: Any, uid: int) -> list:
+    kernel = Kernel()
+    return diff(_desired(kernel, site, uid), _seen(kernel, site, uid))
+
+
+def _ensure(site: Any, uid: int) -> list:
+    kernel = Kernel()
+    first = None
+    for _attempt in range(3):
+        changes = diff(_desired(kernel, site, uid), _seen(kernel, site, uid))
+        first = changes if first is None else first
+        if not changes:
+            break
+        kernel.apply(changes)
+    return first
+
+
+def _remove(site: Any, uid: int) -> list:
+    kernel = Kernel()
+    changes = diff([], _seen(kernel, site, uid))
+    kernel.apply(changes)
+    return changes
+
+
+def _prepare(site: Any) -> list:
+    kernel = Kernel()
+    desired = [obj for obj in node(site, kernel.host(), 1, []) if not isinstance(obj, (Chain, Member, Program))]
+    local = [rule for rule in kernel.rules() if rule.priority == 0]
+    made = diff(desired, [*sysctls(desired), *local])
+    kernel.apply(made)
+    return made

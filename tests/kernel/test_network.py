@@ -1,0 +1,207 @@
+# Copyright (c) 2026 The UVN authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Users' networks on real kernels: made, read back, damaged, mended, removed; and what reaches what."""
+
+from __future__ import annotations
+
+import pytest
+from nodes import SITE, Listener, Node, bridges, connect
+from uvn.kernel import Kernel
+from uvn.objects import Rule, Vrf, Vxlan
+
+ALICE, BOB = 2001, 2002
+LONG = {"enp129s0f1np1": "lan80", "ib0": "lan40", "wan0": "lanwan"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lans():
+    bridges("add")
+    yield
+    bridges("delete")
+
+
+@pytest.fixture
+def make_node():
+    nodes = []
+
+    def make(*arguments, **options):
+        nodes.append(Node(*arguments, **options))
+        nodes[-1].prepare()
+        return nodes[-1]
+
+    yield make
+    for one in nodes:
+        one.delete()
+
+
+@pytest.fixture
+def one(make_node):
+    return make_node("uvn-o", 11)
+
+
+def test_what_is_made_is_what_was_planned_and_removal_leaves_nothing(one):
+    before = one.everything()
+    made = one.ensure(ALICE)
+    assert made and one.pending(ALICE) == []
+    assert [c.object for c in made] == [c.object for c in made if c.op == "create"]
+    one.remove(ALICE)
+    assert one.observe(ALICE) == []
+    assert one.everything() == before
+
+
+def test_the_rules_of_the_node_are_those_of_the_plan(one):
+    rules = one.call(lambda: Kernel().rules())
+    for version in (4, 6):
+        assert Rule(version, 32765, 255) in rules and Rule(version, 1000, None) in rules
+        assert Rule(version, 0, 255) not in rules
+    assert rules.count(Rule(4, 1000, None)) == 1, "the kernel takes our l3mdev rule for its own and adds no second"
+
+
+OPTIONS = {
+    "an IPv6 group": {"site": {**SITE, "group": "ff05::1:1"}},
+    "a group chosen from a prefix": {"site": {**SITE, "group": "239.192.193.0/28"}},
+    "outer checksums": {"site": {**SITE, "udp_checksum": True}},
+    "outer checksums over IPv6": {"site": {**SITE, "group": "ff05::1:1", "udp_checksum": True}},
+    "a long NIC name": {"nics": LONG},
+    "a large UID": {"site": {**SITE, "ranges": [{"first": 1200000000, "last": 1200099999, "index": 20000}]}},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_every_option_is_read_back_as_it_was_set(make_node, options):
+    node = make_node("uvn-o", 11, **options)
+    uid = 1200001234 if "ranges" in options.get("site", {}) else ALICE
+    node.ensure(uid)
+    assert node.pending(uid) == []
+    assert len([obj for obj in node.observe(uid) if isinstance(obj, Vxlan)]) == 2
+
+
+def test_a_long_name_is_an_altname(make_node):
+    node = make_node("uvn-o", 11, nics=LONG)
+    node.ensure(ALICE)
+    assert "m8u2001" in node.sh("ip -br link show enp129s0f1np1u2001")
+
+
+DAMAGE = {
+    "the VRF deleted": "ip link del vrf2001",
+    "a VXLAN deleted": "ip link del em1u2001",
+    "a VXLAN down": "ip link set em1u2001 down",
+    "a VXLAN of another VNI": "ip link del em1u2001; ip link add em1u2001 group 0x550007d1 master vrf2001 type vxlan id 9 dstport 800 dev em1",
+    "a VXLAN out of its VRF": "ip link set em1u2001 nomaster",
+    "an address deleted": "ip addr del 192.168.80.21/21 dev em1u2001",
+    "the loopback address deleted": "ip addr del 127.0.0.1/8 dev vrf2001",
+    "a foreign address": "ip addr add 192.168.80.99/21 dev em1u2001",
+    "IPv6 addresses flushed": "ip -6 addr flush dev em1u2001",
+    "the default route deleted": "ip route del default table 100002001",
+    "the table flushed": "ip route flush table 100002001; ip -6 route flush table 100002001",
+    "a foreign route": "ip route add 203.0.113.0/24 dev wan0 table 100002001",
+    "the reply route deleted": "ip route del 100.64.7.209 table 100000000",
+    "the NAT address deleted": "ip -6 addr flush dev uvn",
+}
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """A node with one user's network, which every damage below must leave as it was."""
+    node = Node("uvn-w", 21)
+    node.prepare()
+    node.sh("ip route add default via 10.10.0.1; ip -6 route add default via 2001:db8:10::1")
+    node.ensure(ALICE)
+    yield node
+    node.delete()
+
+
+@pytest.mark.parametrize("script", DAMAGE.values(), ids=DAMAGE.keys())
+def test_damage_is_seen_and_mended(whole, script):
+    good = whole.everything()
+    whole.sh(script)
+    assert whole.pending(ALICE) != []
+    whole.ensure(ALICE)
+    assert whole.pending(ALICE) == []
+    assert sorted(whole.everything().splitlines()) == sorted(good.splitlines())
+
+
+def test_mending_one_link_leaves_the_others_alone(one):
+    one.ensure(ALICE)
+    index = one.sh("cat /sys/class/net/vrf2001/ifindex /sys/class/net/ib0u2001/ifindex")
+    one.sh("ip link del em1u2001")
+    one.ensure(ALICE)
+    assert one.sh("cat /sys/class/net/vrf2001/ifindex /sys/class/net/ib0u2001/ifindex") == index
+
+
+def test_a_device_that_is_not_ours_is_refused_and_named(one):
+    one.sh("ip link add vrf2001 type vrf table 7")
+    with pytest.raises(AssertionError, match="vrf2001: a vrf of link group 0, not made by UVN"):
+        one.ensure(ALICE)
+    assert "table 7" in one.sh("ip -d link show vrf2001"), "it was not touched"
+
+
+def test_all_networks_of_a_node_are_found(one):
+    one.ensure(ALICE)
+    one.ensure(BOB)
+    one.sh("ip link add vrf-blue type vrf table 7")
+    assert sorted(vrf.device for vrf in one.call(lambda: Kernel().vrfs())) == ["vrf2001", "vrf2002"]
+
+
+def test_a_route_of_main_is_mirrored_with_its_next_hops(one):
+    one.sh(
+        "ip route add 203.0.113.0/24 nexthop via 10.10.0.1 weight 2 nexthop via 192.168.80.1; "
+        "ip route add blackhole 198.51.100.0/24; ip -6 route add 2001:db8:9::/48 via 2001:db8:10::1 metric 5"
+    )
+    one.ensure(ALICE)
+    assert one.pending(ALICE) == []
+    table = one.sh("ip route show table 100002001")
+    assert "blackhole 198.51.100.0/24" in table and "nexthop via 10.10.0.1 dev wan0 weight 2" in table
+    assert "src 100.64.7.209" in table
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Two nodes with the networks of two users."""
+    nodes = Node("uvn-a", 31), Node("uvn-b", 32)
+    for node in nodes:
+        node.prepare()
+        for uid in (ALICE, BOB):
+            node.ensure(uid)
+    yield nodes
+    for node in nodes:
+        node.delete()
+
+
+ADDRESSES = ["192.168.80.32", "192.168.40.32", "fd00:80::32", "fd00:40::32"]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_a_user_reaches_the_own_listener_on_another_node_and_nobody_else_does(pair, address):
+    a, b = pair
+    anything = "::" if ":" in address else "0.0.0.0"
+    with Listener(b, "vrf2001", anything, 8888):
+        assert a.call(connect, "vrf2001", address, 8888).startswith("vrf2001 ")
+        assert a.call(connect, "vrf2002", address, 8888) == "ConnectionRefusedError"
+        assert a.call(connect, "", address, 8888) == "ConnectionRefusedError"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.53", "::1", "192.168.80.31", "10.10.0.31", "fd00:80::31", "100.64.7.209"])
+def test_the_default_vrf_s_daemons_answer_users_and_users_only_themselves(pair, address):
+    a, _b = pair
+    anything = "::" if ":" in address else "0.0.0.0"
+    with Listener(a, "", anything, 7007):
+        assert a.call(connect, "vrf2001", address, 7007).startswith("default ")
+    with Listener(a, "vrf2001", anything, 8888):
+        assert a.call(connect, "vrf2001", address, 8888).startswith("vrf2001 ")
+        assert a.call(connect, "vrf2002", address, 8888) in ("ConnectionRefusedError", "TimeoutError", "OSError")
+
+
+def test_the_default_vrf_of_another_node_answers(pair):
+    a, b = pair
+    with Listener(b, "", "0.0.0.0", 7007):
+        assert a.call(connect, "vrf2001", "192.168.80.32", 7007) == "default 192.168.80.31"
+
+
+def test_a_vrf_that_is_down_is_made_anew(one):
+    one.ensure(ALICE)
+    one.sh("ip link set vrf2001 down")
+    one.ensure(ALICE)
+    assert one.pending(ALICE) == []
+    assert [obj.up for obj in one.observe(ALICE) if isinstance(obj, Vrf)] == [True]
