@@ -23,7 +23,10 @@ class ActionModule(ActionBase):
             args["files"] = [file for entry in args.get("files") or [] for file in self._expand(dict(entry))]
         except (AnsibleError, OSError) as error:
             raise AnsibleActionFail(f"hpc.uvn.uvn_files: {error}") from error
-        return {**result, **self._execute_module(module_name="hpc.uvn.uvn_files", module_args=args, task_vars=task_vars)}
+        return {
+            **result,
+            **self._execute_module(module_name="hpc.uvn.uvn_files", module_args=args, task_vars=task_vars),
+        }
 
     def _expand(self, entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """One entry for every file that `entry` means, with its content in base64."""

@@ -39,7 +39,6 @@ _value:
 from typing import Any, Callable
 
 from ansible.errors import AnsibleFilterError
-
 from ansible_collections.hpc.uvn.plugins.module_utils.uvn.errors import UvnError
 from ansible_collections.hpc.uvn.plugins.module_utils.uvn.site import parse
 

@@ -202,14 +202,18 @@ def run(params: dict, check: bool) -> dict:
     """Compare, and unless `check` is set, write and delete."""
     changes = [(path, observe(path), after) for path, after in wanted(params).items()]
     changes = [(path, before, after) for path, before, after in changes if before != after]
-    for path, dummy, after in [] if check else changes:
+    for path, _before, after in [] if check else changes:
         if after is None:
             delete(path)
         else:
             write(path, *after)
     for directory in [] if check else params["directories"]:
         prune(directory)
-    return {"changed": bool(changes), "paths": [change[0] for change in changes], "diff": [show(*change) for change in changes]}
+    return {
+        "changed": bool(changes),
+        "paths": [change[0] for change in changes],
+        "diff": [show(*change) for change in changes],
+    }
 
 
 def main() -> None:

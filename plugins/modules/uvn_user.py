@@ -21,7 +21,7 @@ options:
   name:
     description:
       - Login names of the users, as C(getent passwd) of the node prints them.
-      - Exactly one of O(name) and O(uid) is required.
+      - Exactly one of O(name) and O(uid) is required. With an empty list nothing is done.
     type: list
     elements: str
     aliases: [names, user]
@@ -91,7 +91,7 @@ changes:
       returned: always
       sample: vrf1234
 networks:
-  description: The users' networks as they are now; in check mode as they would be. Empty with O(state=absent).
+  description: The user's network as it is now, when exactly one user is named and O(state=present); else empty.
   returned: success
   type: list
   elements: dict
@@ -106,7 +106,7 @@ from ..module_utils.uvn.errors import UvnError
 
 def message(params: dict, check: bool) -> dict:
     """The request to uvnd that the module's parameters mean."""
-    who = {"users": params["name"]} if params["name"] else {"uids": params["uid"]}
+    who = {"users": params["name"]} if params["name"] is not None else {"uids": params["uid"]}
     if params["state"] == "absent":
         return {"op": "remove", **who, "check": check}
     return {"op": "ensure", **who, "persistent": params["persistent"], "check": check}
@@ -124,6 +124,8 @@ def main() -> None:
         required_one_of=[("name", "uid")],
         supports_check_mode=True,
     )
+    if not (module.params["name"] or module.params["uid"]):
+        module.exit_json(networks=[], **report([]))
     try:
         reply = request(message(module.params, module.check_mode))
     except UvnError as error:
