@@ -124,10 +124,10 @@ def test_damage_is_seen_and_mended(whole, script):
 
 def test_mending_one_link_leaves_the_others_alone(one):
     one.ensure(ALICE)
-    index = one.sh("cat /sys/class/net/vrf2001/ifindex /sys/class/net/ib0u2001/ifindex")
+    others = one.sh("ip -o link show vrf2001; ip -o link show ib0u2001")
     one.sh("ip link del em1u2001")
     one.ensure(ALICE)
-    assert one.sh("cat /sys/class/net/vrf2001/ifindex /sys/class/net/ib0u2001/ifindex") == index
+    assert one.sh("ip -o link show vrf2001; ip -o link show ib0u2001") == others
 
 
 def test_a_device_that_is_not_ours_is_refused_and_named(one):

@@ -13,6 +13,7 @@ import errno
 import ipaddress
 import os
 import socket
+from dataclasses import replace
 from typing import Any, Iterable, Iterator, Sequence
 
 from .diff import Change
@@ -38,7 +39,7 @@ PROTOCOL = 117  # 'u': our routes, RTA protocol (include/uapi/linux/rtnetlink.h 
 PROTOCOL_KERNEL = 2
 ROUTE_TYPES = {1: "unicast", 2: "local", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
 ROUTE_NUMBERS = {name: number for number, name in ROUTE_TYPES.items()}
-SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_HOST = 0, 253, 254
+SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_HOST, SCOPE_NOWHERE = 0, 253, 254, 255
 IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
 IFF_UP = 0x1
 RTNH_F_ONLINK = 4
@@ -73,8 +74,9 @@ class Kernel:
 
     def host(self) -> Host:
         """NICs and main routes of the default VRF; the devices of users' networks are not looked at."""
-        routes = [route for route in self.routes(TABLE_MAIN) if _is_site_route(route)]
-        local = {nexthop.device for route in self.routes(TABLE_LOCAL, 4) for nexthop in route.nexthops}
+        main = [route for route, protocol in self._routes(TABLE_MAIN) if protocol != PROTOCOL]
+        routes = [route for route in main if _is_site_route(route)]
+        local = {nexthop.device for route, _protocol in self._routes(TABLE_LOCAL, 4) for nexthop in route.nexthops}
         devices = local | {nexthop.device for route in routes for nexthop in route.nexthops}
         nics = [self._nic(device) for device in sorted(devices - {"lo"})]
         router = _read_sysctl("net/ipv4/conf/all/forwarding") == "1"
@@ -88,12 +90,15 @@ class Kernel:
         """
         links = {message["index"]: message for message in self._links(who, names)}
         objects: list[Object] = [self._link_object(message) for message in links.values()]
+        routes = list(self._routes(who.table))
+        local = {route.destination.network_address for route, _protocol in routes if route.type == "local"}
         for index in links:
-            objects += self.addresses(index)
-        objects += self.routes(who.table)
-        objects += [r for r in self.routes(reply_table) if r.destination.network_address in (who.nat4, who.nat6)]
-        nat = socket_index(nat_device)
-        objects += [a for a in self.addresses(nat) if a.interface.ip == who.nat6] if nat else []
+            objects += [replace(a, routed=a.interface.ip in local) for a in self.addresses(index)]
+        objects += [route for route, protocol in routes if protocol != PROTOCOL_KERNEL]
+        index = socket_index(who.vrf)
+        objects += [route for route, _protocol in self._routes(reply_table, device=index)] if index else []
+        if self._has_address(nat_device, who.nat6):
+            objects.append(Address(nat_device, ipaddress.ip_interface(who.nat6)))
         return objects
 
     def vrfs(self) -> list[Vrf]:
@@ -111,21 +116,9 @@ class Kernel:
                 found.append(Address(device, ipaddress.ip_interface(f"{ip}/{message['prefixlen']}")))
         return found
 
-    def routes(self, table: int, version: int | None = None) -> list[Route]:
-        """Routes of a table; in main without those UVN made, in users' tables without those the kernel made."""
-        other = {TABLE_MAIN: PROTOCOL, TABLE_LOCAL: None}.get(table, PROTOCOL_KERNEL)
-        found = []
-        for family in [FAMILIES[version]] if version else FAMILIES.values():
-            for message in self._dump(rtmsg, RTM_GETROUTE, [("RTA_TABLE", table)], family=family):
-                route = _route_object(message)
-                if route and message["proto"] != other:
-                    found.append(route)
-        return found
-
     def own_main_routes(self) -> list[Route]:
         """The routes UVN made in table main."""
-        dump = self._dump(rtmsg, RTM_GETROUTE, [("RTA_TABLE", TABLE_MAIN)], family=socket.AF_INET)
-        return [_route_object(message) for message in dump if message["proto"] == PROTOCOL]
+        return [route for route, protocol in self._routes(TABLE_MAIN, 4) if protocol == PROTOCOL]
 
     def rules(self) -> list[Rule]:
         """All routing rules that a `Rule` can express."""
@@ -171,9 +164,15 @@ class Kernel:
         elif isinstance(obj, Dummy):
             self._create_dummy(obj) if change.op == "create" else self._ipr.link("del", ifname=obj.device)
         elif isinstance(obj, Address):
-            self._address("del" if change.op == "delete" else "replace", obj)
+            if change.op != "create":
+                self._address("del", obj)
+            if change.op != "delete":
+                self._address("replace", obj)
         elif isinstance(obj, Route):
-            self._ipr.route("del" if change.op == "delete" else "replace", **_route_arguments(obj))
+            if change.op == "delete":
+                self._ipr.route("del", scope=SCOPE_NOWHERE, **_route_key(obj))
+            else:
+                self._ipr.route("replace", **_route_key(obj), **_route_value(obj))
         elif isinstance(obj, Rule):
             if change.op == "delete":
                 self._ipr.rule("del", **_rule_arguments(obj))
@@ -248,7 +247,7 @@ class Kernel:
                 continue
         raise UvnError(f"the kernel's tables changed during {DUMP_TRIES} dumps in a row; try again when the node is calmer")
 
-    def _dump_once(self, cls: type, message_type: int, attributes: Sequence, fields: dict) -> tuple:
+    def _request(self, cls: type, attributes: Sequence, fields: dict) -> Any:
         core = getattr(self._ipr, "asyncore", None)  # pyroute2 0.9: nlm_request() needs this key
         if core is not None:
             core.status.setdefault("nlm_generator", False)
@@ -256,6 +255,10 @@ class Kernel:
         for field in request.fields:
             request[field[0]] = fields.get(field[0], 0)
         request["attrs"] = [list(attribute) for attribute in attributes]
+        return request
+
+    def _dump_once(self, cls: type, message_type: int, attributes: Sequence, fields: dict) -> tuple:
+        request = self._request(cls, attributes, fields)
         try:
             reply = tuple(self._ipr.nlm_request(request, msg_type=message_type, msg_flags=NLM_F_REQUEST | NLM_F_DUMP))
         except NetlinkError as error:
@@ -267,6 +270,28 @@ class Kernel:
         if any(message["header"]["flags"] & NLM_F_DUMP_INTR for message in reply):
             raise Interrupted
         return reply
+
+    def _has_address(self, device: str, address: ipaddress.IPv6Address) -> bool:
+        """Whether a device has an IPv6 address; a get, since the device may have one for every user."""
+        index = socket_index(device)
+        if index is None:
+            return False
+        request = self._request(ifaddrmsg, [("IFA_ADDRESS", str(address))], {"family": socket.AF_INET6, "index": index})
+        try:
+            return bool(tuple(self._ipr.nlm_request(request, msg_type=RTM_GETADDR, msg_flags=NLM_F_REQUEST)))
+        except NetlinkError as error:
+            if error.code in GONE:
+                return False
+            raise UvnError(f"the kernel refused to say whether {device} has {address}: {error}") from None
+
+    def _routes(self, table: int, version: int | None = None, device: int | None = None) -> Iterator[tuple[Route, int]]:
+        """The routes of a table, of both IP versions or one, over all devices or one, each with its protocol."""
+        attributes = [("RTA_TABLE", table)] + ([("RTA_OIF", device)] if device else [])
+        for family in [FAMILIES[version]] if version else FAMILIES.values():
+            for message in self._dump(rtmsg, RTM_GETROUTE, attributes, family=family):
+                route = _route_object(message)
+                if route:
+                    yield route, message["proto"]
 
     def _link(self, **which: Any) -> Any:
         try:
@@ -417,19 +442,14 @@ def _nexthop(message: Any, index: int, weight: int) -> Nexthop:
     return Nexthop(index_name(index) or f"if{index}", ipaddress.ip_address(gateway) if gateway else None, weight)
 
 
-def _route_arguments(route: Route) -> dict[str, Any]:
-    version = route.destination.version
-    on_link = all(nexthop.gateway is None for nexthop in route.nexthops)
-    arguments: dict[str, Any] = {
-        "family": FAMILIES[version],
-        "table": route.table,
-        "dst": str(route.destination),
-        "priority": route.metric,
-        "type": ROUTE_NUMBERS[route.type],
-        "proto": PROTOCOL,
-    }
-    if version == 4:
-        arguments["scope"] = {"local": SCOPE_HOST, "unicast": SCOPE_LINK}.get(route.type, 0) if on_link else SCOPE_UNIVERSE
+def _route_key(route: Route) -> dict[str, Any]:
+    """What names a route, whoever made it."""
+    family = FAMILIES[route.destination.version]
+    return {"family": family, "table": route.table, "dst": str(route.destination), "priority": route.metric}
+
+
+def _route_value(route: Route) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"type": ROUTE_NUMBERS[route.type], "proto": PROTOCOL, "scope": _scope(route)}
     if route.source:
         arguments["prefsrc"] = str(route.source)
     if len(route.nexthops) > 1:
@@ -437,6 +457,14 @@ def _route_arguments(route: Route) -> dict[str, Any]:
     elif route.nexthops:
         arguments.update(_hop_arguments(route.nexthops[0], None))
     return arguments
+
+
+def _scope(route: Route) -> int:
+    """IPv4 wants a scope that fits (net/ipv4/fib_semantics.c); IPv6 ignores it."""
+    if route.type == "local":
+        return SCOPE_HOST
+    on_link = route.type == "unicast" and all(nexthop.gateway is None for nexthop in route.nexthops)
+    return SCOPE_LINK if on_link else SCOPE_UNIVERSE
 
 
 def _hop_arguments(nexthop: Nexthop, weight: str | None) -> dict[str, Any]:

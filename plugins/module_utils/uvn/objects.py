@@ -102,11 +102,15 @@ class Dummy(Object):
 
 @dataclass(frozen=True)
 class Address(Object):
-    """An address on a device, without a route of its own and without duplicate address detection."""
+    """An address on a device, without a prefix route and without duplicate address detection.
+
+    `routed` is False when the kernel's own local route to it is gone, as after a flush of the table.
+    """
 
     kind: ClassVar[str] = "address"
     device: str
     interface: Interface
+    routed: bool = True
 
     @property
     def key(self):
