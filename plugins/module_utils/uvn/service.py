@@ -49,7 +49,7 @@ class Service:
             "status": self.status,
         }
         try:
-            operation = operations.get(message.get("op", ""))
+            operation = operations.get(str(message.get("op")))
             if operation is None:
                 raise UvnError(f"unknown operation {message.get('op')!r}; known are {', '.join(sorted(operations))}")
             return {"ok": True, **operation(message)}
@@ -143,8 +143,7 @@ class Service:
 
 def targets(message: dict[str, Any]) -> list[int]:
     """The UIDs a request names by `user`, `uid`, `users` or `uids`. Raises UvnError for an unknown user."""
-    users = [*message.get("users", []), *([message["user"]] if "user" in message else [])]
-    uids = [*message.get("uids", []), *([message["uid"]] if "uid" in message else [])]
+    users, uids = _values(message, "user"), _values(message, "uid")
     for uid in uids:
         if not isinstance(uid, int) or isinstance(uid, bool):
             raise UvnError(f"{uid!r} is not a UID; give a number")
@@ -154,6 +153,14 @@ def targets(message: dict[str, Any]) -> list[int]:
     if not users and not uids:
         raise UvnError("the request names nobody; give user, uid, users or uids")
     return list(dict.fromkeys([*(accounts.uid_of(user) for user in users), *uids]))
+
+
+def _values(message: dict[str, Any], key: str) -> list[Any]:
+    """The value of `key` and the list `keys`, together."""
+    several = message.get(f"{key}s", [])
+    if not isinstance(several, list):
+        raise UvnError(f"{key}s is {several!r}; give a list")
+    return [*several, *([message[key]] if key in message else [])]
 
 
 def main(site_path: str = PATH) -> int:
