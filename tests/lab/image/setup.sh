@@ -30,7 +30,9 @@ systemctl --quiet enable systemd-networkd systemd-networkd-wait-online lab-servi
 systemctl --quiet set-default multi-user.target
 systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service \
     fstrim.timer getty@tty1.service serial-getty@ttyS0.service systemd-pstore.service systemd-firstboot.service \
-    systemd-network-generator.service
+    systemd-network-generator.service modprobe@configfs.service modprobe@dm_mod.service modprobe@drm.service \
+    modprobe@efi_pstore.service modprobe@fuse.service modprobe@loop.service dev-hugepages.mount sys-kernel-config.mount \
+    sys-fs-fuse-connections.mount
 
 install -d -m 2755 -g systemd-journal /var/log/journal
 rm -f /etc/hostname /etc/motd /etc/update-motd.d/* /boot/initrd.img* /boot/vmlinuz*

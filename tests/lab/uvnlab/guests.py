@@ -181,35 +181,40 @@ class Lab:
     def up(self, names: list[str]) -> None:
         """Start the nodes that do not run and wait until all of them answer ssh."""
         guests = [self.guest(name, must_run=False) for name in names]
-        built = image.build(quiet=image.current().path.is_dir())
-        accelerator = accel.accelerator(built)
         with self.exclusive():
-            self.prepare(built, accelerator)
-            start = time.monotonic()
             missing = [guest for guest in guests if not guest.running()]
             if missing:
-                say(f"booting {' '.join(guest.name for guest in missing)} ({accelerator.upper()})")
+                self.prepare(missing)
+            elif self.stale():
+                say("the image's inputs changed since the lab came up; to renew it: lab down, lab up")
+            start = time.monotonic()
+            if missing:
+                say(f"booting {' '.join(guest.name for guest in missing)} ({self.state['accelerator'].upper()})")
             for guest in missing:
-                guest.start(accelerator)
+                guest.start(self.state["accelerator"])
             self.wait({guest: 0 for guest in guests}, start)
 
-    def prepare(self, built: image.Image, accelerator: str) -> None:
-        """Bring state and disks in line with the image, and choose ports."""
-        if self.state.get("image") != str(built.path):
-            running = self.running()
-            if running:
-                names = " ".join(guest.name for guest in running)
-                raise LabError(f"the image's inputs changed while {names} run an older one; end them first with: lab down")
+    def stale(self) -> bool:
+        return self.state.get("image") != str(image.current().path)
+
+    def prepare(self, missing: list[Guest]) -> None:
+        """Bring image, disks and ports in line before the missing guests start."""
+        running = self.running()
+        if running and self.stale():
+            names = " ".join(guest.name for guest in running)
+            raise LabError(f"the image's inputs changed, but {names} run on an older one; end them with: lab down")
+        built = image.build(quiet=image.current().path.is_dir())
+        if self.stale():
             for guest in self.guests.values():
                 guest.discard()
             self.state = {}
         state = self.state
         state["image"] = str(built.path)
-        state["accelerator"] = accelerator
+        state["accelerator"] = accel.accelerator(built)
         state.setdefault("lans", {lan.name: multicast_address() for lan in topology.LANS})
-        state.setdefault("ssh", {})
-        for name in NODES:
-            state["ssh"].setdefault(name, free_port(set(state["ssh"].values())))
+        ports = state.setdefault("ssh", {})
+        for guest in missing:
+            ports[guest.name] = free_port(set(ports.values()))
         self.state_file.write_text(json.dumps(state, indent=1) + "\n")
         self.write_ssh_config()
 
@@ -218,47 +223,51 @@ class Lab:
         known_hosts = self.dir / "known_hosts"
         known_hosts.write_text(f"uvn-lab {self.image.node_key}\n")
         lines = [f"Host {name}\n    Port {port}" for name, port in self.state["ssh"].items()]
-        control = self.dir / "ssh-%n"
-        if len(str(control)) < 70:  # a Unix socket's path has 107 characters, and ssh appends to it
-            lines.append(f'Match user root\n    ControlMaster auto\n    ControlPath "{control}"\n    ControlPersist 600')
         lines.append(
             "Host *\n    HostName 127.0.0.1\n    User root\n"
             f'    IdentityFile "{self.image.key}"\n    IdentitiesOnly yes\n    PreferredAuthentications publickey\n'
             f'    HostKeyAlias uvn-lab\n    UserKnownHostsFile "{known_hosts}"\n    StrictHostKeyChecking yes\n'
             "    KexAlgorithms curve25519-sha256\n    ConnectTimeout 30\n    ServerAliveInterval 15\n    LogLevel ERROR"
         )
+        control = self.dir / "ssh-%n"
+        if len(str(control)) < 70:  # a Unix socket's path has 107 characters, and ssh appends to it
+            lines.append(
+                f'Match user root\n    ControlMaster auto\n    ControlPersist 600\n    ControlPath "{control}"'
+            )
         self.ssh_config.write_text("\n".join(lines) + "\n")
 
     def wait(self, known: dict[Guest, int], start: float) -> None:
-        """Until every guest has announced more boots than `known`, and then answers ssh."""
+        """Until every guest has announced more boots than `known` on its console, and then answers ssh."""
         waiting = dict(known)
-        deadline, report = time.monotonic() + timeout(), time.monotonic() + 10
+        logins: dict[Guest, subprocess.Popen] = {}
+        deadline, report = start + timeout(), time.monotonic() + 10
         while waiting:
-            for guest, count in list(waiting.items()):
-                if len(guest.boots()) > count:
-                    self.greet(guest)
-                    say(f"  {guest.name} answers after {time.monotonic() - start:.0f} s")
-                    del waiting[guest]
+            for guest in list(waiting):
+                if guest in logins:
+                    if logins[guest].poll() == 0:
+                        say(f"  {guest.name} answers after {time.monotonic() - start:.0f} s")
+                        del waiting[guest]
+                    elif logins[guest].returncode:
+                        del logins[guest]  # try again
+                elif len(guest.boots()) > waiting[guest]:
+                    logins[guest] = self.log_in(guest)
                 elif not guest.running():
                     reason = f"QEMU ended while node {guest.name} booted"
                     raise LabError(f"{reason} (last line: {last_line(guest.console)!r}); see: lab console {guest.name}")
-            names = " ".join(guest.name for guest in waiting)
-            if waiting and time.monotonic() > deadline:
-                raise LabError(
-                    f"{names} did not answer in {timeout():.0f} s (UVN_LAB_TIMEOUT); see: lab console {names.split()[0]}"
-                )
-            if waiting and time.monotonic() > report:
-                say(f"  {time.monotonic() - start:.0f} s  waiting for {names}")
-                report += 10
+            now, names = time.monotonic(), [guest.name for guest in waiting]
+            if waiting and now > deadline:
+                late = f"{' '.join(names)} did not answer in {timeout():.0f} s (UVN_LAB_TIMEOUT)"
+                raise LabError(f"{late}; see: lab console {names[0]}, {self.dir / 'ssh.log'}")
+            if waiting and now > report:
+                say(f"  {now - start:.0f} s  waiting for {' '.join(names)}")
+                report = now + 10
             time.sleep(0.2)
 
-    def greet(self, guest: Guest) -> None:
-        result = subprocess.run(
-            ["ssh", "-F", str(self.ssh_config), "-o", "BatchMode=yes", guest.name, "true"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=60,
-        )  # fmt: skip
-        if result.returncode:
-            raise LabError(f"node {guest.name} booted, but ssh fails: {result.stderr.decode().strip()}")
+    def log_in(self, guest: Guest) -> subprocess.Popen:
+        """Start a login that does nothing, which leaves root's connection open; ssh's messages go to ssh.log."""
+        command = ["ssh", "-F", str(self.ssh_config), "-o", "BatchMode=yes", guest.name, "true"]
+        with open(self.dir / "ssh.log", "ab") as output:
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
     def hang_up(self, guest: Guest) -> None:
         """End the connection that root keeps open."""

@@ -228,6 +228,7 @@ def initrd(boot: dict[str, bytes]) -> bytes:
         add(directory, 0o040755)
     add("dev/console", 0o020600, device=(5, 1))
     add("bin/busybox", 0o100755, boot["busybox"])
+    add("bin/sh", 0o120777, b"busybox")
     for module in INITRD_MODULES:
         add(f"{module}.ko", 0o100644, boot[f"{module}.ko"])
     add("init", 0o100755, (SOURCE / "image" / "init").read_bytes())
@@ -266,7 +267,8 @@ def make_root(base: Path, top: bytes, disk: Path) -> None:
     log = cache_dir() / "root.log"
     with open(log, "wb") as errors:
         maker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
-        writer = subprocess.Popen(["dd", f"of={disk}", "bs=1M", "iflag=fullblock", "conv=sparse", "status=none"], stdin=maker.stdout)
+        sparse = ["dd", f"of={disk}", "bs=1M", "iflag=fullblock", "conv=sparse", "status=none"]
+        writer = subprocess.Popen(sparse, stdin=maker.stdout)
         maker.stdout.close()
         try:
             with open(base, "rb") as packages_tar:

@@ -10,6 +10,7 @@ on ext
     27000 tcp       licence    on its em1 addresses, with the client's address
     8080 tcp, udp   offnet     on its addresses outside the cluster's subnets, with the client's address
 """
+
 import os
 import selectors
 import socket
