@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import Any, Sequence
 
@@ -127,9 +128,19 @@ def _identify(arguments: argparse.Namespace) -> int:
         print(f"{arguments.pid}: {user} (UID {uid}) is not managed: default VRF")
         return 0
     who = identify(site, uid)
+    if not _same_netns(arguments.pid):
+        print(f"{arguments.pid}: {user} (UID {uid}): in a network namespace of its own, outside every user's network")
+        return 0
     state = who.vrf if socket_index(who.vrf) else "no network on this node: inet sockets are refused"
     print(f"{arguments.pid}: {user} (UID {uid}): {state}")
     return 0
+
+
+def _same_netns(pid: int) -> bool:
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat("/proc/1/ns/net").st_ino
+    except FileNotFoundError:
+        raise UvnError(f"the process {pid} has ended; give the PID of a running one") from None
 
 
 def _daemon(arguments: argparse.Namespace) -> int:

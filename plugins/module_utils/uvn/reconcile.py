@@ -99,10 +99,10 @@ class Reconciler:
     # -- node ------------------------------------------------------------------------------------------------------
 
     def node(self, present: bool = True, check: bool = False) -> list[Change]:
-        """Make, mend or remove what a node needs once.
+        """Make, mend or remove what a node needs once. Removal takes all users' networks along.
 
-        Users who run processes get their networks before the membership program, which would refuse them, is attached.
-        Removal takes all users' networks along.
+        At boot nobody runs processes yet, and membership is attached first: from then on failure is closed. Where users do run
+        processes (a rollout), their networks come first, or the program would refuse them.
         """
         if not present:
             return self._remove_node(check)
@@ -110,16 +110,17 @@ class Reconciler:
         programs = [obj for obj in desired if isinstance(obj, Program)]
         ground = [obj for obj in desired if not isinstance(obj, Program)]
         last = diff(programs, self._program())
-        first_time = not self.membership.attached()
-        if not check:
-            self.store.remember(sysctls(desired))
-            self.membership.load(Config(**vars(programs[0])))
-        changes = self._converge(ground, lambda: self._node(ground), check)
-        if first_time and not check:
-            for uid in accounts.running_uids(self.site):
-                self._running_user(uid)
-        if not check:
+        if check:
+            return self._converge(ground, lambda: self._node(ground), check) + last
+        waiting = [] if self.membership.attached() else accounts.running_uids(self.site)
+        self.store.remember(sysctls(desired))
+        self.membership.load(Config(**vars(programs[0])))
+        if not waiting:
             self.membership.attach()
+        changes = self._converge(ground, lambda: self._node(ground), check)
+        for uid in waiting:
+            self._running_user(uid)
+        self.membership.attach()
         return changes + last
 
     def _exempt(self) -> set[int]:

@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import time
+import traceback
 from typing import Any, Callable
 
 from . import accounts
@@ -56,6 +57,9 @@ class Service:
         except UvnError as error:
             log(f"{message.get('op')} {_who(message)} refused: {error}", error=True)
             return {"ok": False, "error": str(error)}
+        except Exception as error:  # a fault of ours must not take the daemon, and with it all logins, along
+            log(f"{message.get('op')} {_who(message)} failed: {traceback.format_exc()}", error=True)
+            return {"ok": False, "error": f"uvnd failed ({type(error).__name__}: {error}); see `journalctl -u uvnd`"}
 
     def ensure(self, message: dict[str, Any]) -> dict[str, Any]:
         """Make or mend the networks of users; `persistent` true or false also decides whether they stay."""
@@ -190,7 +194,8 @@ def main(site_path: str = PATH) -> int:
 
 def log(text: str, error: bool = False) -> None:
     """One line for the journal; the prefix is its priority (sd-daemon(3))."""
-    print(f"<{3 if error else 6}>{text}", flush=True)
+    line = text.replace("\n", " | ").encode("utf-8", "backslashreplace").decode()
+    print(f"<{3 if error else 6}>{line}", flush=True)
 
 
 def _serve(service: Service, listener: socket.socket) -> None:
@@ -254,7 +259,9 @@ def _attempt(action: Callable[[], Any]) -> Any:
         return action()
     except UvnError as error:
         log(f"{action.__name__} failed: {error}", error=True)
-        return None
+    except Exception:
+        log(f"{action.__name__} failed: {traceback.format_exc()}", error=True)
+    return None
 
 
 def _report(changes: list[Change], what: str) -> None:
