@@ -8,3 +8,7 @@ from __future__ import annotations
 
 class UvnError(Exception):
     """One sentence for the user: the object, its value, the limit and the remedy."""
+
+
+class NoNetwork(UvnError):
+    """This UID has no network by the site's decision: it is below `min_uid` or in no range."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-from .errors import UvnError
+from .errors import NoNetwork
 from .site import Site
 
 NAME_MAX = 15  # IFNAMSIZ - 1, include/uapi/linux/if.h
@@ -40,14 +40,14 @@ class Identity:
 def identify(site: Site, uid: int) -> Identity:
     """The identity of a UID.
 
-    Raises UvnError when the UID is below `min_uid` or in none of the site's ranges.
+    Raises NoNetwork (an UvnError) when the UID is below `min_uid` or in none of the site's ranges.
     """
     if uid < site.min_uid:
-        raise UvnError(f"UID {uid} is below min_uid {site.min_uid}: system accounts have no network of their own")
+        raise NoNetwork(f"UID {uid} is below min_uid {site.min_uid}: system accounts have no network of their own")
     for here in site.ranges:
         if here.first <= uid <= here.last:
             return _identity(site, uid, here.index + uid - here.first)
-    raise UvnError(f"UID {uid} is in none of the site's UID ranges; add one that covers it to uvn_ranges")
+    raise NoNetwork(f"UID {uid} is in none of the site's UID ranges; add one that covers it to uvn_ranges")
 
 
 def reply_table(site: Site) -> int:

@@ -8,13 +8,14 @@ uvnd, the boot unit, the command line and the Ansible module uvn_host all come t
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from typing import Callable, Iterable, Sequence
 
 from . import accounts, nat, plan
 from .diff import Change, diff
-from .errors import UvnError
+from .errors import NoNetwork, UvnError
 from .identity import LINK_GROUP, Identity, exempt_uid, identify, reply_table, uid_of_index
 from .kernel import Kernel, index_name, socket_index, sysctls
 from .membership import EXEMPT, Config, Membership
@@ -118,9 +119,10 @@ class Reconciler:
         if not waiting:
             self.membership.attach()
         changes = self._converge(ground, lambda: self._node(ground), check)
-        for uid in waiting:
-            self._running_user(uid)
-        self.membership.attach()
+        if waiting:
+            self._serve_running_users()
+            self.membership.attach()
+            self._serve_running_users()  # those who came meanwhile
         return changes + last
 
     def _exempt(self) -> set[int]:
@@ -129,13 +131,11 @@ class Reconciler:
         known = {uid for (uid, length), index in entries.items() if length == 32 and index == EXEMPT}
         return accounts.exempt_uids(self.site) | {uid for uid in known if accounts.is_exempt(self.site, uid)}
 
-    def _running_user(self, uid: int) -> None:
-        """A process of a UID that no range covers must not keep the node from being set up."""
-        try:
-            identify(self.site, uid)
-        except UvnError:
-            return
-        self.user(uid)
+    def _serve_running_users(self) -> None:
+        """A network for everybody who has a process, except UIDs that no range covers."""
+        for uid in accounts.running_uids(self.site):
+            with contextlib.suppress(NoNetwork):
+                self.user(uid)
 
     def _remove_node(self, check: bool) -> list[Change]:
         """The way back: the program first, so that nobody is refused; then users; then the ground they stood on."""
