@@ -95,7 +95,7 @@ class Case:
     def spec(self, plain: bool = False) -> dict:
         """The probe for the agent. Refusals come at once; only silence needs the time-out (s)."""
         reached = bool(self.plain) if plain else self.expected != "closed"
-        timeout = 15 if reached or self.code else 3
+        timeout = 8 if reached or self.code else 3
         base = {"proto": self.proto, "family": self.family, "address": self.address, "port": self.port}
         return {**base, "timeout": timeout, **self.probe}
 
@@ -251,16 +251,31 @@ class Table:
             for node, nic, where in there:
                 self.service(proto, family, name, f"{node}.{nic}", where, node)
         if self.managed:
-            why = "exempted users are in the default VRF: their ports are as open as a system service's"
-            group = "system" if proto == "tcp" else "unbound-udp"
-            answer, where = f"exempted {self.node} ", here["localhost"]
-            self.add(group, proto, family, "exempted", where, WILDCARD["exempted"], "system", answer, why)
+            where, port = here["localhost"], WILDCARD["exempted"]
+            if proto == "udp":
+                self.unbound_udp(family, "exempted", where, port, f"exempted {self.node} ")
+            else:
+                why = "exempted users are in the default VRF: their ports are as open as a system service's"
+                answer = f"exempted {self.node} "
+                self.add("system", proto, family, "exempted", where, port, "system", answer, why)
 
     def service(self, proto: str, family: int, name: str, target: str, where: str, node: str) -> None:
-        why, group = "system services answer users as before", "system"
         if (proto, name) == ("udp", "wildcard"):
-            why, group = "a daemon that answers UDP from an unbound socket", "unbound-udp"
-        self.add(group, proto, family, f"{name}.{target}", where, DAEMONS[name], "system", f"{node} {name}", why)
+            self.unbound_udp(family, f"{name}.{target}", where, DAEMONS[name], f"{node} {name}")
+        else:
+            why = "system services answer users as before"
+            target, port = f"{name}.{target}", DAEMONS[name]
+            self.add("system", proto, family, target, where, port, "system", f"{node} {name}", why)
+
+    def unbound_udp(self, family: int, target: str, where: str, port: int, answer: str) -> None:
+        """A known limit: the answer has nothing that says which VRF it belongs to."""
+        over_wan0 = any(target.endswith(f"{node}.wan0") for node in other_nodes(self.node))
+        if self.managed and not over_wan0:
+            why = "a daemon that answers UDP from an unbound socket answers into the default VRF, where the user is not"
+            self.add("unbound-udp", "udp", family, target, where, port, "closed", answer, why)
+        else:
+            why = "outside of the users' networks a daemon may answer UDP as it likes"
+            self.add("unbound-udp", "udp", family, target, where, port, "system", answer, why)
 
     def sshd(self, family: int, targets: dict) -> None:
         for name, where in targets.items():
