@@ -68,10 +68,15 @@ unit: setup ## pure code, no kernel needed
 	@mkdir -p $(RESULTS)
 	python3 -m pytest tests/unit -p no:cacheprovider --junitxml=$(RESULTS)/unit.xml | tee $(RESULTS)/unit.log
 
-.PHONY: sanity
-sanity: setup ## ansible-test sanity of what the collection ships
-	@rm -rf $(SANITY) && mkdir -p $(SANITY) $(HOME)/.ansible/test/cache
+# A copy of it at a path that tells Ansible which collection it is.
+.PHONY: copy
+copy:
+	@rm -rf $(SANITY) && mkdir -p $(SANITY)
 	@$(SHIPPED) | xargs -0 cp --parents --target-directory=$(SANITY)
+
+.PHONY: sanity
+sanity: setup copy ## ansible-test sanity of what the collection ships
+	@mkdir -p $(HOME)/.ansible/test/cache
 	@# ansible-test would download a bootstrap for pip; the Python at hand has one.
 	@for version in 23_1_2 24_2 25_3; do \
 		[ -e $(HOME)/.ansible/test/cache/get_pip_$$version.py ] || \
@@ -102,8 +107,8 @@ bpf: setup ## rebuild the membership program that the role ships
 	$(MAKE) --directory=bpf
 
 .PHONY: build
-build: setup ## the collection as a tar file in .cache
-	ansible-galaxy collection build --force --output-path $(CACHE)
+build: setup copy ## the collection as a tar file in .cache
+	ansible-galaxy collection build --force --output-path $(CACHE) $(SANITY)
 
 .PHONY: setup
 setup: $(CACHE)/packages $(VENV)/stamp $(CACHE)/collections/ansible_collections/hpc/uvn ## what the other targets need
