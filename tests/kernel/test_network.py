@@ -53,9 +53,9 @@ def test_what_is_made_is_what_was_planned_and_removal_leaves_nothing(one):
 def test_the_rules_of_the_node_are_those_of_the_plan(one):
     rules = one.call(lambda: Kernel().rules())
     for version in (4, 6):
-        assert Rule(version, 32765, 255) in rules and Rule(version, 1000, None) in rules
+        assert Rule(version, 32765, 255) in rules and Rule(version, 1000, "l3mdev") in rules
         assert Rule(version, 0, 255) not in rules
-    assert rules.count(Rule(4, 1000, None)) == 1, "the kernel takes our l3mdev rule for its own and adds no second"
+    assert rules.count(Rule(4, 1000, "l3mdev")) == 1, "the kernel takes our l3mdev rule for its own and adds no second"
 
 
 OPTIONS = {

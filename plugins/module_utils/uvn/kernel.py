@@ -25,9 +25,9 @@ from .underlay import Host, Nic
 try:
     os.environ["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin"  # pyroute2 up to 0.9.6 runs `uname` and `file` when imported
     from pyroute2 import IPRoute
-    from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST
+    from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST
     from pyroute2.netlink.exceptions import NetlinkError
-    from pyroute2.netlink.rtnl import RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE
+    from pyroute2.netlink.rtnl import RTM_DELADDR, RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE, RTM_NEWADDR
     from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
     from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
     from pyroute2.netlink.rtnl.rtmsg import rtmsg
@@ -40,11 +40,12 @@ PROTOCOL_KERNEL = 2
 ROUTE_TYPES = {1: "unicast", 2: "local", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
 ROUTE_NUMBERS = {name: number for number, name in ROUTE_TYPES.items()}
 SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_HOST, SCOPE_NOWHERE = 0, 253, 254, 255
-IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
+IFA_F_NODAD, IFA_F_DEPRECATED, IFA_F_NOPREFIXROUTE = 0x02, 0x20, 0x200
+FOREVER = 0xFFFFFFFF  # seconds, INFINITY_LIFE_TIME
 IFF_UP = 0x1
 RTNH_F_ONLINK = 4
 ADDR_GEN_MODE_NONE = 1
-FR_ACT_TO_TBL = 1
+FR_ACT_TO_TBL, FR_ACT_UNREACHABLE = 1, 7
 NLM_F_DUMP_INTR = 0x10
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 VERSIONS = {socket.AF_INET: 4, socket.AF_INET6: 6}
@@ -113,7 +114,9 @@ class Kernel:
         for message in self._dump(ifaddrmsg, RTM_GETADDR, index=index):
             if message["scope"] != SCOPE_LINK:
                 ip = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-                found.append(Address(device, ipaddress.ip_interface(f"{ip}/{message['prefixlen']}")))
+                interface = ipaddress.ip_interface(f"{ip}/{message['prefixlen']}")
+                flags = message.get_attr("IFA_FLAGS") or message["flags"]
+                found.append(Address(device, interface, message["scope"] != SCOPE_HOST and not flags & IFA_F_DEPRECATED))
         return found
 
     def own_main_routes(self) -> list[Route]:
@@ -225,16 +228,25 @@ class Kernel:
         self._ipr.link("set", index=_index(device), state="up")
 
     def _address(self, command: str, address: Address) -> None:
+        """Packed here since addr() of pyroute2 0.7.2 drops preferred lifetimes."""
         interface = address.interface
-        self._ipr.addr(
-            command,
-            index=_index(address.device),
-            address=str(interface.ip),
-            prefixlen=interface.network.prefixlen,
-            family=FAMILIES[interface.version],
-            flags=IFA_F_NOPREFIXROUTE | (IFA_F_NODAD if interface.version == 6 else 0),
-            scope=SCOPE_HOST if interface.is_loopback else SCOPE_UNIVERSE,
-        )
+        flags = IFA_F_NOPREFIXROUTE | (IFA_F_NODAD if interface.version == 6 else 0)
+        preferred = FOREVER if address.selectable or interface.is_loopback else 0
+        attributes = [
+            ("IFA_LOCAL", str(interface.ip)),
+            ("IFA_ADDRESS", str(interface.ip)),
+            ("IFA_FLAGS", flags),
+            ("IFA_CACHEINFO", {"ifa_preferred": preferred, "ifa_valid": FOREVER, "cstamp": 0, "tstamp": 0}),
+        ]
+        fields = {
+            "family": FAMILIES[interface.version],
+            "prefixlen": interface.network.prefixlen,
+            "index": _index(address.device),
+            "scope": SCOPE_UNIVERSE if address.selectable else SCOPE_HOST,
+        }
+        kind, extra = (RTM_DELADDR, 0) if command == "del" else (RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE)
+        request = self._request(ifaddrmsg, attributes, fields)
+        tuple(self._ipr.nlm_request(request, msg_type=kind, msg_flags=NLM_F_REQUEST | NLM_F_ACK | extra))
 
     # -- netlink ---------------------------------------------------------------------------------------------------
 
@@ -478,21 +490,28 @@ def _hop_arguments(nexthop: Nexthop, weight: str | None) -> dict[str, Any]:
 
 def _rule_objects(message: Any, version: int) -> list[Rule]:
     priority = message.get_attr("FRA_PRIORITY") or 0
-    destination = message.get_attr("FRA_DST")
+    destination, device = message.get_attr("FRA_DST"), message.get_attr("FRA_IIFNAME")
     network = ipaddress.ip_network(f"{destination}/{message['dst_len']}") if destination else None
-    known = {"FRA_PRIORITY", "FRA_TABLE", "FRA_DST", "FRA_L3MDEV", "FRA_PROTOCOL", "FRA_SUPPRESS_PREFIXLEN", "FRA_UNSPEC"}
-    if message["action"] != FR_ACT_TO_TBL or any(name not in known for name, _value in message["attrs"]):
+    known = {"PRIORITY", "TABLE", "DST", "L3MDEV", "PROTOCOL", "SUPPRESS_PREFIXLEN", "IIFNAME", "UNSPEC"}
+    if any(name[len("FRA_") :] not in known for name, _value in message["attrs"]) or device not in (None, "lo"):
         return []
-    table = None if message.get_attr("FRA_L3MDEV") else message.get_attr("FRA_TABLE")
-    return [Rule(version, priority, table, network)]
+    if message["action"] == FR_ACT_UNREACHABLE:
+        return [Rule(version, priority, "unreachable", network, device == "lo")]
+    if message["action"] != FR_ACT_TO_TBL:
+        return []
+    table = "l3mdev" if message.get_attr("FRA_L3MDEV") else message.get_attr("FRA_TABLE")
+    return [Rule(version, priority, table, network, device == "lo")]
 
 
 def _rule_arguments(rule: Rule) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"family": FAMILIES[rule.version], "priority": rule.priority, "action": FR_ACT_TO_TBL}
-    if rule.table is None:
+    arguments: dict[str, Any] = {"family": FAMILIES[rule.version], "priority": rule.priority}
+    arguments["action"] = FR_ACT_UNREACHABLE if rule.table == "unreachable" else FR_ACT_TO_TBL
+    if rule.table == "l3mdev":
         arguments["l3mdev"] = 1
-    else:
+    elif isinstance(rule.table, int):
         arguments["table"] = rule.table
+    if rule.local:
+        arguments["iifname"] = "lo"
     if rule.destination:
         arguments.update(dst=str(rule.destination.network_address), dst_len=rule.destination.prefixlen)
     return arguments

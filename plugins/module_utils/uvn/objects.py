@@ -104,12 +104,14 @@ class Dummy(Object):
 class Address(Object):
     """An address on a device, without a prefix route and without duplicate address detection.
 
-    `routed` is False when the kernel's own local route to it is gone, as after a flush of the table.
+    `selectable` False keeps the kernel from choosing it as a source (IPv4 scope host, IPv6 deprecated); `routed` is False when
+    the kernel's own local route to it is gone, as after a flush of the table.
     """
 
     kind: ClassVar[str] = "address"
     device: str
     interface: Interface
+    selectable: bool = True
     routed: bool = True
 
     @property
@@ -149,23 +151,27 @@ class Route(Object):
 
 @dataclass(frozen=True)
 class Rule(Object):
-    """A routing rule; `table` None means that the l3mdev of the packet names the table."""
+    """A routing rule; `table` is a number, "l3mdev" (the packet's VRF names it) or "unreachable".
+
+    `local` limits it to packets that start on this node (iif lo).
+    """
 
     kind: ClassVar[str] = "rule"
     version: int
     priority: int
-    table: Union[int, None]
+    table: Union[int, str]
     destination: Union[IpNetwork, None] = None
+    local: bool = False
 
     @property
     def key(self):
-        return (self.kind, self.version, self.priority, self.table, self.destination)
+        return (self.kind, self.version, self.priority, self.table, self.destination, self.local)
 
     @property
     def name(self) -> str:
         to = f"to {self.destination} " if self.destination else ""
-        what = "l3mdev" if self.table is None else f"lookup {self.table}"
-        return f"IPv{self.version} {self.priority}: {to}{what}"
+        what = f"lookup {self.table}" if isinstance(self.table, int) else self.table
+        return f"IPv{self.version} {self.priority}: {to}{'iif lo ' if self.local else ''}{what}"
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,10 @@ NAT_DEVICE = "uvn"  # dummy in the default VRF that makes the IPv6 NAT addresses
 LAST_RESORT = 4278198272  # metric of the unreachable default, as Documentation/networking/vrf.rst proposes
 
 PREFERENCE_L3MDEV = 1000  # FIB_RULE_PREF of net/core/fib_rules.c for l3mdev
+PREFERENCE_CLOSED = 32763
 PREFERENCE_REPLY = 32764
 PREFERENCE_LOCAL = 32765
+PREFERENCES = (PREFERENCE_L3MDEV, PREFERENCE_CLOSED, PREFERENCE_REPLY, PREFERENCE_LOCAL)
 
 FROM_OURS = f"--src-group {LINK_GROUP:#x}/{LINK_GROUP_MASK:#x}"
 TO_OURS = f"--dst-group {LINK_GROUP:#x}/{LINK_GROUP_MASK:#x}"
@@ -112,11 +114,16 @@ def _vxlan(site: Site, who: Identity, attachment: Attachment, name: tuple[str, s
 
 
 def _vrf_addresses(who: Identity, host: Host, attachments: Sequence[Attachment]) -> list[Object]:
-    """Loopback, NAT addresses, and the node's addresses outside the overlays: they answer as localhost does."""
+    """NAT addresses, loopback, and the node's addresses outside the overlays, which answer as localhost does.
+
+    Since Linux 6.10 (and in its stable relatives) a route over a NIC outside the VRF has its preferred source ignored, the
+    kernel selects an address of the VRF (ip6_route_get_saddr, fib_select_path): it must find the NAT address only.
+    """
     overlaid = {address for attachment in attachments for address in attachment.addresses}
-    own = ["127.0.0.1/8", "::1/128", f"{who.nat4}/32", f"{who.nat6}/128"]
-    own += [str(a.ip) for nic in host.nics for a in nic.addresses if a not in overlaid]
-    objects: list[Object] = [Address(who.vrf, ipaddress.ip_interface(address)) for address in dict.fromkeys(own)]
+    others = [str(a.ip) for nic in host.nics for a in nic.addresses if a not in overlaid]
+    own = {f"{who.nat4}/32": True, f"{who.nat6}/128": True, "127.0.0.1/8": False, "::1/128": False}
+    own.update(dict.fromkeys(others, False))
+    objects: list[Object] = [Address(who.vrf, ipaddress.ip_interface(text), selectable) for text, selectable in own.items()]
     objects.append(Address(NAT_DEVICE, ipaddress.ip_interface(who.nat6)))
     objects.append(Route(who.table, LOOPBACK[4], 0, "local", (Nexthop(who.vrf),)))
     return objects
@@ -174,11 +181,15 @@ def _forwarding(site: Site, host: Host) -> list[Object]:
 
 
 def _rules(site: Site) -> list[Object]:
-    """The rule `local` behind l3mdev (paper, section on the local table), and the way back for the NAT addresses."""
+    """The rule `local` behind l3mdev (paper, section on the local table), and the way back for the NAT addresses.
+
+    That way is for packets from elsewhere: a local process of the default VRF must not reach users' listeners by it.
+    """
     objects: list[Object] = []
     for version, nat in ((4, site.nat4), (6, site.nat6)):
         objects += [
-            Rule(version, PREFERENCE_L3MDEV, None),
+            Rule(version, PREFERENCE_L3MDEV, "l3mdev"),
+            Rule(version, PREFERENCE_CLOSED, "unreachable", nat, local=True),
             Rule(version, PREFERENCE_REPLY, reply_table(site), nat),
             Rule(version, PREFERENCE_LOCAL, TABLE_LOCAL),
         ]

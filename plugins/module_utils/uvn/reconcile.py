@@ -164,9 +164,7 @@ class Reconciler:
 
     def _is_ours(self, rule: Rule) -> bool:
         """Rules that UVN makes, and the one it replaces; that of l3mdev is the kernel's own and stays."""
-        return rule.priority in (plan.PREFERENCE_REPLY, plan.PREFERENCE_LOCAL, plan.PREFERENCE_L3MDEV) or (
-            rule.priority == 0 and rule.table == TABLE_LOCAL
-        )
+        return rule.priority in plan.PREFERENCES or (rule.priority == 0 and rule.table == TABLE_LOCAL)
 
     def _program(self) -> list[Object]:
         config = self.membership.config()
