@@ -39,10 +39,10 @@ def status(arguments: argparse.Namespace) -> int:
     states = set()
     print(f"{'NODE':8}{'STATE':9}{'PID':>8}  {'SSH':15}  CONSOLE")
     for guest in lab.guests.values():
-        if not guest.running():
-            print(f"{guest.name:8}{'down':9}{'-':>8}")
+        state = guest.state()
+        if state == "down":
+            print(f"{guest.name:8}{state:9}{'-':>8}")
             continue
-        state = "up" if guest.boots() else "booting"
         states.add(state)
         print(f"{guest.name:8}{state:9}{guest.pid():8}  127.0.0.1:{lab.state['ssh'][guest.name]:<5}  {guest.console}")
     if states:

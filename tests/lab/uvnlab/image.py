@@ -24,7 +24,7 @@ from .common import SOURCE, LabError, cache_dir, check_host, last_line, locked, 
 
 SUITE = "bookworm"
 SIZE = "2G"
-KEEP = 2  # images
+KEEP = 3  # images
 INITRD_MODULES = (
     "virtio_ring",
     "virtio",

@@ -39,7 +39,7 @@ MGMT0 = Lan("mgmt0", 9, "10.0.2", 24, "")  # QEMU's user networking: ssh from th
 
 @dataclass(frozen=True)
 class Node:
-    """A guest; `host` is the last part of its addresses, `memory` in MiB."""
+    """A guest; `host` is the last part of its addresses, `cpus` what it gets where the host has plenty, `memory` in MiB."""
 
     name: str
     host: int
@@ -51,9 +51,9 @@ class Node:
 NODES = {
     node.name: node
     for node in (
-        Node("login1", 91, LANS, 1, 1024),
-        Node("c1", 92, LANS, 1, 1024),
-        Node("c2", 93, LANS, 1, 1024),
+        Node("login1", 91, LANS, 2, 1024),
+        Node("c1", 92, LANS, 2, 1024),
+        Node("c2", 93, LANS, 2, 1024),
         Node("ext", 5, (EM1, WAN0), 1, 768),
         Node("kernel", 99, (), 2, 1024),
     )
