@@ -370,9 +370,16 @@ class Kernel:
 
 
 def sysctls(desired: Iterable[Object]) -> list[Object]:
-    """Observed values of the sysctls among the desired objects; those the kernel does not know are left out."""
-    values = ((obj.path, _read_sysctl(obj.path)) for obj in desired if isinstance(obj, Sysctl))
-    return [Sysctl(path, value) for path, value in values if value is not None]
+    """Observed values of the sysctls among the desired objects; an optional one that the kernel has not counts as set."""
+    found: list[Object] = []
+    for obj in desired:
+        if isinstance(obj, Sysctl):
+            value = _read_sysctl(obj.path)
+            if value is not None:
+                found.append(Sysctl(obj.path, value))
+            elif obj.optional:
+                found.append(obj)
+    return found
 
 
 def index_name(index: int | None) -> str | None:

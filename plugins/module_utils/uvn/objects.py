@@ -9,7 +9,7 @@ Every class has a `kind` for messages and a `key` that says which object of its 
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Tuple, Union
 
 Interface = Union[ipaddress.IPv4Interface, ipaddress.IPv6Interface]
@@ -36,7 +36,7 @@ class Object:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON and for Ansible."""
-        return {"kind": self.kind, "name": self.name, **{k: _plain(v) for k, v in asdict(self).items() if k != "name"}}
+        return {"kind": self.kind, "name": self.name, **{k: _plain(v) for k, v in asdict(self).items() if k != "optional"}}
 
 
 @dataclass(frozen=True)
@@ -176,11 +176,15 @@ class Rule(Object):
 
 @dataclass(frozen=True)
 class Sysctl(Object):
-    """A kernel parameter; `path` is below /proc/sys, with slashes (NIC names may hold dots)."""
+    """A kernel parameter; `path` is below /proc/sys, with slashes (NIC names may hold dots).
+
+    `optional`: a kernel without it needs no setting.
+    """
 
     kind: ClassVar[str] = "sysctl"
     path: str
     value: str
+    optional: bool = field(default=False, compare=False)
 
     @property
     def key(self):

@@ -68,6 +68,7 @@ def node(site: Site, host: Host, netns_cookie: int, exempt: Iterable[int]) -> li
     objects: list[Object] = [
         Sysctl("net/ipv4/tcp_l3mdev_accept", "1"),
         Sysctl("net/ipv4/udp_l3mdev_accept", "1"),
+        Sysctl("net/mptcp/enabled", "0", optional=True),  # subflows are the kernel's sockets: no membership program sees them
         Dummy(NAT_DEVICE, LINK_GROUP),
     ]
     objects += _forwarding(site, host)
@@ -209,7 +210,8 @@ def _multicast(site: Site, attachments: Sequence[Attachment]) -> list[Object]:
 def _chains(site: Site, router: bool) -> list[Object]:
     """The iptables chains: SNAT to the NIC's address, FORWARD of replies only, no tracking of the overlay.
 
-    A node that was no router before does not become one by the forwarding that the replies need.
+    A node that was no router before does not become one by the forwarding that the replies need. The VXLAN ports take packets only
+    from other kernels: from the underlay, and from source ports that unprivileged programs on no host can use.
     """
     objects: list[Object] = []
     for version, nat in ((4, site.nat4), (6, site.nat6)):
@@ -218,12 +220,23 @@ def _chains(site: Site, router: bool) -> list[Object]:
             f"-m devgroup {TO_OURS} -j DROP",
             f"-m devgroup {FROM_OURS} -j DROP",
         )
-        ports = ",".join(str(underlay.port) for underlay in site.underlays)
-        overlay = f"-p udp -m multiport --dports {ports} -j CT --notrack"
+        ports = "-m multiport --dports " + ",".join(str(underlay.port) for underlay in site.underlays)
+        overlay = f"-p udp {ports} -j CT --notrack"
+        low, high = SOURCE_PORTS
         objects += [
             Chain(version, "raw", "UVN-PREROUTING", (overlay, f"-m devgroup {FROM_OURS} -j CT --notrack")),
             Chain(version, "raw", "UVN-OUTPUT", (overlay, f"-m devgroup {TO_OURS} -j CT --notrack")),
             Chain(version, "nat", "UVN-POSTROUTING", (f"-s {nat} -m devgroup ! {TO_OURS} -j MASQUERADE",)),
+            Chain(
+                version,
+                "filter",
+                "UVN-INPUT",
+                (
+                    f"-p udp -m devgroup {FROM_OURS} {ports} -j DROP",
+                    f"-p udp -m udp --sport {low}:{high} {ports} -j ACCEPT",
+                    f"-p udp {ports} -j DROP",
+                ),
+            ),
             Chain(version, "filter", "UVN-FORWARD", forward if router else (*forward, "-j DROP")),
         ]
     return objects
