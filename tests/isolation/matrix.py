@@ -73,7 +73,9 @@ class Result:
 
     @property
     def measured(self) -> str:
-        return repr(self.text.strip()) if self.outcome == "answer" else f"{self.outcome} after {self.milliseconds} ms"
+        if self.outcome in ("answer", "error"):
+            return repr(self.text.strip())
+        return f"{self.outcome} after {self.milliseconds} ms"
 
     @property
     def wanted(self) -> str:
@@ -139,8 +141,8 @@ def again(cluster: Cluster, results: list, plain: bool, say) -> list:
     return [second.get(entry.case, entry) for entry in results]
 
 
-def measure(cluster: Cluster, plain: bool = False, say=lambda _text: None) -> list:
-    """Log in where there is no session yet, listen, and probe everything. Returns Results in the table's order."""
+def measure(cluster: Cluster, plain: bool = False, say=lambda _text: None, select=lambda _case: True) -> list:
+    """Log in where there is no session yet, listen, and probe everything that is selected. Returns Results."""
     begin = time.monotonic()
     pairs = [(user, node) for user in cases.LISTENERS for node in cases.NODES]
     cluster.open(pairs)
@@ -148,8 +150,9 @@ def measure(cluster: Cluster, plain: bool = False, say=lambda _text: None) -> li
     results = []
     for user in cases.LISTENERS:  # one after the other: on plain nodes the first one has the shared port
         results += listen(cluster, user, plain)
-    wanted = [case for case in cases.table() if not (plain and case.plain is None)]
+    wanted = [case for case in cases.table() if select(case) and not (plain and case.plain is None)]
     by_row = {pair: [case for case in wanted if (case.user, case.node) == pair] for pair in pairs}
+    pairs = [pair for pair in pairs if by_row[pair]]
 
     def probe(pair: tuple) -> list:
         return ask(cluster.session(*pair), by_row[pair], plain)

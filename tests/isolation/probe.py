@@ -224,7 +224,12 @@ class Probe:
         child.kill()
         child.stdout.close()
         child.wait()
-        words = (("nreachable", "unreachable"), ("not permitted", "eperm"), ("100% packet loss", "timeout"))
+        words = (
+            ("nreachable", "unreachable"),
+            ("No route to host", "unreachable"),
+            ("not permitted", "eperm"),
+            ("100% packet loss", "timeout"),
+        )
         failure = [result for text, result in words if text.encode() in self.data]
         if answered:
             self.finish("answer", "echo reply")
