@@ -38,6 +38,7 @@ help: ## this list
 .PHONY: demo
 demo: setup ## boot a virtual cluster, roll UVN out, show who reaches whom
 	$(LAB) up
+	$(LAB) run login1 -- test -e /etc/uvn/site.json || python3 tests/isolation/matrix.py --before
 	ansible-playbook $(INVENTORY) playbooks/site.yml
 	python3 tests/isolation/matrix.py
 	@printf '\n%s\n' "The cluster is up, UVN is in force on login1, c1 and c2. Look around:" \

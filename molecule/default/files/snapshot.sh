@@ -12,8 +12,9 @@ export PATH LC_ALL
 echo '## links'
 ip -brief link show | awk '{ print $1 }' | sort
 echo '## rules'
-ip -4 rule show
-ip -6 rule show
+# The kernel adds the rule of l3mdev with the first VRF and keeps it.
+ip -4 rule show | grep -v l3mdev
+ip -6 rule show | grep -v l3mdev
 echo '## routes'
 for family in 4 6; do
     ip -$family route show table all | sed 's/ expires [^ ]*//' | sort
