@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+import struct
 import subprocess
 import traceback
 from typing import Any, Callable
 
 from pyroute2 import netns
+from uvn import nat
 from uvn.diff import diff
 from uvn.identity import identify, reply_table
-from uvn.kernel import Kernel, sysctls
+from uvn.kernel import Kernel
 from uvn.objects import Chain, Member, Program, Vxlan
-from uvn.plan import NAT_DEVICE, node, user_network
+from uvn.plan import NAT_DEVICE, PREFERENCES, node, user_network
 from uvn.site import parse
 
 SITE = {
@@ -88,7 +90,7 @@ class Node:
         return self.call(_remove, self.site, uid)
 
     def prepare(self) -> list:
-        """The node's own state, without iptables and membership; the changes made."""
+        """The node's own state, without membership; the changes made."""
         return self.call(_prepare, self.site)
 
     def everything(self) -> str:
@@ -123,6 +125,7 @@ def serve_once(device: str, address: str, port: int, ready: Any, stop: Any) -> N
     """Answer every TCP connection to a listener bound to a device with its address."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if device:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
         listener.bind((address, port))
@@ -150,6 +153,17 @@ def connect(device: str, address: str, port: int) -> str:
             return connection.recv(100).decode()
         except OSError as error:
             return type(error).__name__
+
+
+def inject(device: str, outer: str, port: int, vni: int, mac: str, source: str, target: str) -> None:
+    """Send a hand-made VXLAN frame (RFC 7348) with an ARP request in it, as an ordinary user's socket could."""
+    mine = b"\x02\0\0\0\0\x66"
+    arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mine + socket.inet_aton(source) + bytes(6) + socket.inet_aton(target)
+    frame = bytes.fromhex(mac.replace(":", "")) + mine + b"\x08\x06" + arp
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as attacker:
+        if device:
+            attacker.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+        attacker.sendto(struct.pack("!II", 0x08000000, vni << 8) + frame, (outer, port))
 
 
 class Listener:
@@ -221,8 +235,8 @@ def _remove(site: Any, uid: int) -> list:
 
 def _prepare(site: Any) -> list:
     kernel = Kernel()
-    desired = [obj for obj in node(site, kernel.host(), 1, []) if not isinstance(obj, (Chain, Member, Program))]
-    local = [rule for rule in kernel.rules() if rule.priority == 0]
-    made = diff(desired, [*sysctls(desired), *local])
-    kernel.apply(made)
+    desired = [obj for obj in node(site, kernel.host(), 1, []) if not isinstance(obj, (Member, Program))]
+    made = diff(desired, kernel.node(desired, NAT_DEVICE, PREFERENCES) + nat.observe())
+    kernel.apply([change for change in made if not isinstance(change.object, Chain)])
+    nat.apply(made)
     return made

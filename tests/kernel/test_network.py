@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from nodes import SITE, Listener, Node, bridges, connect
+from nodes import SITE, Listener, Node, bridges, connect, inject
 from uvn.kernel import Kernel
 from uvn.objects import Rule, Vrf, Vxlan
 
@@ -197,6 +197,60 @@ def test_the_default_vrf_of_another_node_answers(pair):
     a, b = pair
     with Listener(b, "", "0.0.0.0", 7007):
         assert a.call(connect, "vrf2001", "192.168.80.32", 7007) == "default 192.168.80.31"
+
+
+@pytest.fixture(scope="module")
+def outside():
+    """A host beyond the nodes' gateway that knows no way back to NAT addresses."""
+    host = Node("uvn-x", 33, nics={"wan0": "lanwan"})
+    host.sh("ip addr add 203.0.113.1/32 dev lo; ip -6 addr add 2001:db8:99::1/128 dev lo nodad")
+    yield host
+    host.delete()
+
+
+@pytest.mark.parametrize(("address", "seen"), [("203.0.113.1", "10.10.0.31"), ("2001:db8:99::1", "2001:db8:10::31")])
+def test_off_subnet_connections_leave_with_the_nic_s_address(pair, outside, address, seen):
+    a, _b = pair
+    a.sh("ip route replace default via 10.10.0.33; ip -6 route replace default via 2001:db8:10::33")
+    a.ensure(ALICE)
+    with Listener(outside, "", "::" if ":" in address else "0.0.0.0", 8080):
+        assert a.call(connect, "vrf2001", address, 8080) == f"default {seen}"
+
+
+INJECTIONS = {"from a user's network to another node": "192.168.80.32", "to localhost": "127.0.0.1", "to the own address": "192.168.80.31"}
+
+
+@pytest.mark.parametrize("outer", INJECTIONS.values(), ids=INJECTIONS.keys())
+def test_a_hand_made_vxlan_frame_reaches_no_user(pair, outer):
+    a, b = pair
+    victim = b if outer == "192.168.80.32" else a
+    mac = victim.sh("ip -o link show em1u2002 | grep -o 'link/ether [^ ]*' | cut -d' ' -f2").strip()
+
+    def poisoned():
+        """Whether the forged sender is in the neighbour table of bob's network."""
+        return "02:00:00:00:00:66" in victim.sh("ip neigh show dev em1u2002")
+
+    def attack():
+        victim.sh("ip neigh flush dev em1u2002")
+        target = "192.168.80.32" if victim is b else "192.168.80.31"
+        a.call(inject, "vrf2001", outer, 800, BOB, mac, "192.168.87.66", target)
+        victim.sh("sleep 0.3")
+        return poisoned()
+
+    assert not attack()
+    victim.sh("iptables -F UVN-INPUT")
+    try:
+        assert attack(), "without UVN-INPUT the attack is real"
+    finally:
+        victim.prepare()
+
+
+def test_mptcp_is_off(one):
+    assert one.sh("sysctl -n net.mptcp.enabled").strip() == "0"
+
+
+def test_the_node_s_own_state_is_a_fixpoint(one):
+    assert one.prepare() == []
 
 
 def test_a_vrf_that_is_down_is_made_anew(one):

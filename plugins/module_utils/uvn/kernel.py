@@ -102,6 +102,16 @@ class Kernel:
             objects.append(Address(nat_device, ipaddress.ip_interface(who.nat6)))
         return objects
 
+    def node(self, desired: Sequence[Object], nat_device: str, preferences: Iterable[int]) -> list[Object]:
+        """What exists of a node's own state, in the order of creation: the sysctls that `desired` has, the dummy `nat_device`, rules of
+        our `preferences` and the rule `local` where the kernel puts it, and our routes in table main.
+
+        Raises UvnError when something else has the name of the dummy.
+        """
+        objects = sysctls(desired) + self._dummy(nat_device)
+        objects += [r for r in self.rules() if r.priority in preferences or (r.priority == 0 and r.table == TABLE_LOCAL)]
+        return objects + [route for route, protocol in self._routes(TABLE_MAIN, 4) if protocol == PROTOCOL]
+
     def vrfs(self) -> list[Vrf]:
         """All VRFs of users on this node."""
         dump = self._dump(ifinfmsg, RTM_GETLINK, [("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "vrf")]})])
@@ -119,10 +129,6 @@ class Kernel:
                 found.append(Address(device, interface, message["scope"] != SCOPE_HOST and not flags & IFA_F_DEPRECATED))
         return found
 
-    def own_main_routes(self) -> list[Route]:
-        """The routes UVN made in table main."""
-        return [route for route, protocol in self._routes(TABLE_MAIN, 4) if protocol == PROTOCOL]
-
     def rules(self) -> list[Rule]:
         """All routing rules that a `Rule` can express."""
         found = []
@@ -130,13 +136,6 @@ class Kernel:
             for message in self._ipr.get_rules(family=family):
                 found += _rule_objects(message, version)
         return found
-
-    def dummy(self, device: str) -> Dummy | None:
-        """The dummy device of that name; raises UvnError when the name belongs to something else."""
-        link = self._link(ifname=device)
-        if link and not (_is_ours(link) and _link_kind(link) == "dummy"):
-            raise UvnError(f"{device}: a {_link_kind(link) or 'device'} not made by UVN has the name it needs; rename or delete it")
-        return Dummy(device, link.get_attr("IFLA_GROUP")) if link else None
 
     # -- apply -----------------------------------------------------------------------------------------------------
 
@@ -282,6 +281,12 @@ class Kernel:
         if any(message["header"]["flags"] & NLM_F_DUMP_INTR for message in reply):
             raise Interrupted
         return reply
+
+    def _dummy(self, device: str) -> list[Object]:
+        link = self._link(ifname=device)
+        if link and not (_is_ours(link) and _link_kind(link) == "dummy"):
+            raise UvnError(f"{device}: a {_link_kind(link) or 'device'} not made by UVN has the name it needs; rename or delete it")
+        return [Dummy(device, link.get_attr("IFLA_GROUP"))] if link else []
 
     def _has_address(self, device: str, address: ipaddress.IPv6Address) -> bool:
         """Whether a device has an IPv6 address; a get, since the device may have one for every user."""

@@ -154,17 +154,9 @@ class Reconciler:
 
     def _node(self, desired: Sequence[Object]) -> list[Object]:
         """What exists of the node's own state, in the order of creation."""
-        dummy = self.kernel.dummy(plan.NAT_DEVICE)
-        objects: list[Object] = [*sysctls(desired), *([dummy] if dummy else [])]
-        objects += [rule for rule in self.kernel.rules() if self._is_ours(rule)]
-        objects += self.kernel.own_main_routes()
-        objects += nat.observe()
+        objects = self.kernel.node(desired, plan.NAT_DEVICE, plan.PREFERENCES) + nat.observe()
         found = self.membership.entries().items()
         return objects + [_member(uid, length, index) for (uid, length), index in found if index == EXEMPT]
-
-    def _is_ours(self, rule: Rule) -> bool:
-        """Rules that UVN makes, and the one it replaces; that of l3mdev is the kernel's own and stays."""
-        return rule.priority in plan.PREFERENCES or (rule.priority == 0 and rule.table == TABLE_LOCAL)
 
     def _program(self) -> list[Object]:
         config = self.membership.config()
