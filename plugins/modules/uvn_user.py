@@ -40,8 +40,8 @@ options:
     default: present
   persistent:
     description:
-      - Whether the network stays when no process of the user is left, and comes back when the node boots.
-      - With V(false) it is like one that a login made, and C(uvnd) removes it when the user has left.
+      - Whether the network comes back when the node boots.
+      - With V(false) it is like one that a login made, and lasts until the node goes down.
       - Has no effect with O(state=absent).
     type: bool
     default: true
