@@ -354,13 +354,13 @@ def _mounts() -> Iterator[tuple[str, str, str]]:
     """(major:minor, mount point, file system type) of every mount, proc_pid_mountinfo(5)"""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
-            fields, _, source = line.partition(" - ")
-            _, _, device, _, point, *_ = fields.split(" ")
+            fields, _dash, source = line.partition(" - ")
+            _id, _parent, device, _root, point = fields.split(" ")[:5]
             yield device, point, source.split(" ")[0]
 
 
 def _cgroup2_mount() -> str:
-    for _, point, fstype in _mounts():
+    for _device, point, fstype in _mounts():
         if fstype == "cgroup2":
             return point
     raise UvnError("no cgroup2 file system is mounted; boot with systemd.unified_cgroup_hierarchy=1")
@@ -372,7 +372,7 @@ def _require_bpffs(path: str) -> None:
     except OSError as e:
         raise _error(f"use {path}", e.errno, "mount a BPF file system: mount -t bpf bpf /sys/fs/bpf") from e
     number = f"{os.major(device)}:{os.minor(device)}"
-    if not any(device == number and fstype == "bpf" for device, _, fstype in _mounts()):
+    if not any(device == number and fstype == "bpf" for device, _point, fstype in _mounts()):
         raise UvnError(f"{path} is not on a BPF file system; mount one: mount -t bpf bpf /sys/fs/bpf")
 
 

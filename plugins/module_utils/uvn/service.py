@@ -178,7 +178,7 @@ def main(site_path: str = PATH) -> int:
     dirty: float | None = None
     while True:
         wait = None if dirty is None else max(0.0, dirty - time.monotonic())
-        readable, _, _ = select.select([listener, events], [], [], wait)
+        readable, _writable, _failed = select.select([listener, events], [], [], wait)
         if events in readable:
             _drain(events)
             dirty = time.monotonic() + SETTLE
