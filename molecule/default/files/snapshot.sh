@@ -24,7 +24,7 @@ for save in iptables-save ip6tables-save; do
     $save 2>/dev/null | grep -e '^-A' -e UVN
 done
 echo '## kernel parameters'
-sysctl --all --pattern 'l3mdev|forwarding|accept_ra$|igmp_max' 2>/dev/null | sort
+sysctl --all --pattern 'l3mdev|forwarding|accept_ra$|igmp_max|mptcp.enabled' 2>/dev/null | sort
 echo '## BPF'
 ls /sys/fs/bpf
 echo '## units'
