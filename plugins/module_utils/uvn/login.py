@@ -7,6 +7,8 @@ Started by uvn-login as `python3 -IS login.py` and not imported: a login must no
 Exit status 0 lets the session in; the sentence on standard output reaches the user.
 """
 
+# pylint: disable=ansible-bad-function  # a program of the nodes, no Ansible module imports it
+
 import _socket
 import os
 import sys
