@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The command `uvn`."""
 
-from __future__ import annotations
-
 # pylint: disable=ansible-bad-function  # a program of the nodes, no Ansible module imports it
+
+from __future__ import annotations
 
 import argparse
 import json

@@ -6,9 +6,9 @@
 It keeps nothing that the kernel does not know: killed at any moment, it reads everything back when it starts again.
 """
 
-from __future__ import annotations
-
 # pylint: disable=ansible-bad-function  # a program of the nodes, no Ansible module imports it
+
+from __future__ import annotations
 
 import json
 import os
