@@ -13,7 +13,7 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from uvn import login, service
+from uvn import login, service, store
 from uvn.client import request
 from uvn.errors import UvnError
 
@@ -141,8 +141,8 @@ def test_any_bytes_leave_the_daemon_running(data):
 
 
 def test_a_ready_file_is_withdrawn_under_every_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(service, "READY", str(tmp_path))
-    for name, uid in (("alice", "2001"), ("alias", "2001"), ("bob", "2002")):
-        (tmp_path / name).write_text(uid, encoding="ascii")
-    service._unready(2001)
+    monkeypatch.setattr(store, "READY", str(tmp_path))
+    for name, uid in (("alice", 2001), ("alias", 2001), ("bob", 2002), ("../evil", 2001), (None, 2001)):
+        store.vouch(uid, name)
+    store.withdraw(2001)
     assert os.listdir(tmp_path) == ["bob"]

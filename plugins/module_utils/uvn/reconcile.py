@@ -19,9 +19,9 @@ from .errors import NoNetwork, UvnError
 from .identity import LINK_GROUP, Identity, exempt_uid, identify, reply_table, uid_of_index
 from .kernel import Kernel, index_name, socket_index, sysctls
 from .membership import EXEMPT, Config, Membership
-from .objects import TABLE_LOCAL, Chain, Member, Object, Program, Rule, Vxlan
+from .objects import TABLE_LOCAL, Chain, Member, Object, Program, Rule, Vrf, Vxlan
 from .site import PATH, Site, load
-from .store import RUN, Store
+from .store import RUN, Store, vouch, withdraw
 from .underlay import Host
 
 PASSES = 3  # some changes undo others in the kernel (the last address of a link takes its routes along)
@@ -60,16 +60,27 @@ class Reconciler:
         """Make, mend or remove the network of one user; an exempt user is only let pass."""
         if uid < self.site.min_uid or exempt_uid(self.site, uid):
             return []
+        if check:
+            return self._user(uid, present, check, host)
+        if not present:
+            withdraw(uid)
+        try:
+            changes = self._user(uid, present, check, host)
+        except UvnError:
+            withdraw(uid)  # the next login asks again
+            raise
+        if present:
+            vouch(uid, accounts.name_of(uid))
+        return changes
+
+    def _user(self, uid: int, present: bool, check: bool, host: Host | None) -> list[Change]:
         if accounts.is_exempt(self.site, uid):
             return self._converge([Member(uid, None)] if present else [], lambda: self._member_of(uid), check)
         who = identify(self.site, uid)
-        if not present:
-            return self._converge([], lambda: self._network(who, self._names(who)), check)
-        host = host or self.kernel.host()
-        desired = plan.user_network(self.site, who, host)
-        self._refuse_half_a_node()
-        names = [who.vrf, *(obj.device for obj in desired if isinstance(obj, Vxlan))]
-        return self._converge(desired, lambda: self._network(who, names), check)
+        desired = plan.user_network(self.site, who, host or self.kernel.host())
+        if present:
+            self._refuse_half_a_node()
+        return self._converge(desired if present else [], lambda: self._network(who, _devices(desired)), check)
 
     def uids(self) -> list[int]:
         """UIDs that have a network on this node."""
@@ -79,15 +90,12 @@ class Reconciler:
     def describe(self, uid: int) -> list[Object]:
         """What exists of a user's network."""
         who = identify(self.site, uid)
-        return self._network(who, self._names(who))
+        desired = plan.user_network(self.site, who, self.kernel.host())
+        return self._network(who, _devices(desired))
 
     def _network(self, who: Identity, names: Iterable[str]) -> list[Object]:
         seen = self.kernel.network(who, names, reply_table(self.site), plan.NAT_DEVICE)
         return seen + self._member_of(who.uid)
-
-    def _names(self, who: Identity) -> list[str]:
-        desired = plan.user_network(self.site, who, self.kernel.host())
-        return [who.vrf, *(obj.device for obj in desired if isinstance(obj, Vxlan))]
 
     def _member_of(self, uid: int) -> list[Object]:
         index = self.membership.get(uid)
@@ -215,6 +223,10 @@ class Reconciler:
         if index is None:
             raise UvnError(f"cannot {change}: the device {member.device} is gone; try again")
         self.membership.set(member.uid, index, member.prefix_length)
+
+
+def _devices(objects: Sequence[Object]) -> list[str]:
+    return [obj.device for obj in objects if isinstance(obj, (Vrf, Vxlan))]
 
 
 def _member(uid: int, length: int, ifindex: int) -> Member:

@@ -27,7 +27,6 @@ from .reconcile import Reconciler
 from .site import PATH
 from .store import RUN, Store
 
-READY = f"{RUN}/ready"
 REQUEST_MAX = 4 * 2**20  # bytes
 REQUEST_TIMEOUT = 5  # seconds for a client to send its line
 SETTLE = 0.2  # seconds of quiet after a network event before the node is looked at
@@ -119,16 +118,12 @@ class Service:
 
     def _one(self, reconciler: Reconciler, host: Any, uid: int, present: bool, persistent: Any, check: bool) -> list:
         start = time.monotonic()
-        if not check and not present:
-            _unready(uid)
         changes = [change.as_dict() for change in reconciler.user(uid, present, check, host)]
         if persistent is not None and (uid in self.store.persistent()) != bool(persistent):
             changes.append({"op": "create" if persistent else "delete", "kind": "persistence", "name": f"UID {uid}"})
             if not check:
                 self.store.set_persistent(uid, bool(persistent))
         if not check:
-            if present:
-                _ready(uid)
             outcome = f"{len(changes)} changes" if changes else "unchanged"
             action = "ensure" if present else "remove"
             log(f"{action} {_label(uid)}: {outcome} in {1000 * (time.monotonic() - start):.0f} ms")
@@ -174,7 +169,6 @@ def main(site_path: str = PATH) -> int:
     service = Service(site_path)
     listener = _listener()
     events = _events()
-    os.makedirs(READY, mode=0o755, exist_ok=True)
     _attempt(service.follow)
     seen = _attempt(service.snapshot)
     dirty: float | None = None
@@ -282,21 +276,3 @@ def _label(uid: int) -> str:
 
 def _who(message: dict[str, Any]) -> str:
     return " ".join(f"{key}={message[key]}" for key in ("user", "uid", "users", "uids") if key in message)
-
-
-def _ready(uid: int) -> None:
-    """From now on a login of the account is one file test."""
-    name = accounts.name_of(uid)
-    if name and "/" not in name and not name.startswith("."):
-        os.makedirs(READY, mode=0o755, exist_ok=True)
-        with open(f"{READY}/{name}", "w", encoding="ascii") as file:
-            file.write(str(uid))
-
-
-def _unready(uid: int) -> None:
-    """Before a network goes, under every name it was vouched for."""
-    for entry in os.scandir(READY) if os.path.isdir(READY) else ():
-        with open(entry.path, encoding="ascii") as file:
-            gone = file.read() == str(uid)
-        if gone:
-            os.unlink(entry.path)

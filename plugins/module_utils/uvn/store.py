@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The UVN authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What must be remembered between runs: users provisioned to stay, and sysctls as they were before UVN."""
+"""What is kept in files: users provisioned to stay, sysctls as they were before UVN, and whose network is vouched for."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .errors import UvnError
 from .objects import Sysctl
 
 RUN = "/run/uvn"
+READY = f"{RUN}/ready"
 STATE = "/var/lib/uvn/state.json"
 
 
@@ -72,3 +73,20 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self._path)
+
+
+def vouch(uid: int, name: str | None) -> None:
+    """From now on a login of the account `name` is one file test (uvn-login)."""
+    if name and "/" not in name and not name.startswith("."):
+        os.makedirs(READY, mode=0o755, exist_ok=True)
+        with open(f"{READY}/{name}", "w", encoding="ascii") as file:
+            file.write(str(uid))
+
+
+def withdraw(uid: int) -> None:
+    """Before a network goes: no login passes without asking, under whatever name."""
+    for entry in os.scandir(READY) if os.path.isdir(READY) else ():
+        with open(entry.path, encoding="ascii") as file:
+            gone = file.read() == str(uid)
+        if gone:
+            os.unlink(entry.path)
