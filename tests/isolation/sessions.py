@@ -8,12 +8,16 @@ One login costs 1 to 2 s of CPU on an emulated node, so every (user, node) has o
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import fcntl
 import functools
 import json
 import os
+import re
 import select
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,9 +52,33 @@ def ssh_config() -> str:
     done = subprocess.run([str(LAB), "ssh-config"], capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:
         raise SessionError(f"{LAB} ssh-config failed: {done.stderr.strip()}; start the lab by `tests/lab/lab up`")
-    path = Path(tempfile.mkdtemp(prefix="uvn-isolation-")) / "ssh_config"
+    directory = Path(tempfile.mkdtemp(prefix="uvn-isolation-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    path = directory / "ssh_config"
     path.write_text(done.stdout)
     return str(path)
+
+
+def run_directory() -> Path:
+    """Where the running lab keeps its state: beside its known_hosts."""
+    match = re.search(r'UserKnownHostsFile "?([^"\n]*)/known_hosts', Path(ssh_config()).read_text())
+    if not match:
+        raise SessionError(
+            f"{LAB} ssh-config names no UserKnownHostsFile, beside which the lock of these tests would be"
+        )
+    return Path(match.group(1))
+
+
+@contextlib.contextmanager
+def one_run_at_a_time():
+    """Two runs on one lab would take each other's ports and restart each other's nodes: the second one waits."""
+    with open(run_directory() / "isolation.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another run of the isolation tests ({lock.name})", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def ssh(user: str, node: str, *command: str, options: tuple = ()) -> list:
@@ -194,10 +222,14 @@ class Cluster:
         self.each(Session.close, sessions)
 
     def __enter__(self) -> Cluster:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(one_run_at_a_time())
+            stack.callback(self.close)
+            self.stack = stack.pop_all()
         return self
 
     def __exit__(self, *_exception) -> None:
-        self.close()
+        self.stack.close()
 
 
 def lab(*arguments: str, timeout: float = 300) -> str:
