@@ -140,6 +140,33 @@ def test_any_bytes_leave_the_daemon_running(data):
             assert not data.endswith(b"\n")
 
 
+def address_event(kind, index):
+    body = service.IFADDR.pack(2, 24, 0, 0, index)
+    return service.NLMSG.pack(service.NLMSG.size + len(body), kind, 0, 0, 0) + body
+
+
+def link_event(kind, index, changed):
+    body = service.IFINFO.pack(0, 1, index, 0x1043, changed)
+    return service.NLMSG.pack(service.NLMSG.size + len(body), kind, 0, 0, 0) + body
+
+
+EVENTS = {
+    "an address of a NIC goes": (address_event(21, 2), True),
+    "an address of a NIC comes": (address_event(20, 2), True),
+    "an address of a user's device": (address_event(21, 99), False),
+    "a NIC goes down": (link_event(16, 2, 1), True),
+    "a NIC gets a VXLAN on top": (link_event(16, 2, 0), False),
+    "a NIC is deleted": (link_event(17, 2, 0), True),
+    "a user's device is deleted": (link_event(17, 99, 0xFFFFFFFF), False),
+    "the second of two messages": (address_event(20, 99) + address_event(21, 2), True),
+}
+
+
+@pytest.mark.parametrize(("data", "expected"), EVENTS.values(), ids=EVENTS.keys())
+def test_events_that_may_have_taken_routes_along(data, expected):
+    assert service.concerns(data, {2, 3}) is expected
+
+
 def test_a_ready_file_is_withdrawn_under_every_name(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "READY", str(tmp_path))
     for name, uid in (("alice", 2001), ("alias", 2001), ("bob", 2002), ("../evil", 2001), (None, 2001)):

@@ -14,6 +14,7 @@ import json
 import os
 import select
 import socket
+import struct
 import time
 import traceback
 from typing import Any, Callable
@@ -23,6 +24,7 @@ from .client import SOCKET
 from .diff import Change
 from .errors import UvnError
 from .identity import identify
+from .kernel import socket_index
 from .reconcile import Reconciler
 from .site import PATH
 from .store import RUN, Store
@@ -33,6 +35,11 @@ SETTLE = 0.2  # seconds of quiet after a network event before the node is looked
 FIRST_SOCKET = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
 # RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE (include/uapi/linux/rtnetlink.h)
 EVENTS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400
+RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR = 16, 17, 20, 21
+NLMSG = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port
+IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, changed flags
+IFADDR = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
+IFF_UP = 1
 
 
 class Service:
@@ -171,21 +178,23 @@ def main(site_path: str = PATH) -> int:
     events = _events()
     _attempt(service.follow)
     seen = _attempt(service.snapshot)
+    nics = _indices(seen)
     dirty: float | None = None
+    touched = False
     while True:
         wait = None if dirty is None else max(0.0, dirty - time.monotonic())
         readable, _writable, _failed = select.select([listener, events], [], [], wait)
         if events in readable:
-            _drain(events)
+            touched |= _drain(events, nics)
             dirty = time.monotonic() + SETTLE
         if listener in readable:
             _serve(service, listener)
         if dirty is not None and time.monotonic() >= dirty:
-            dirty = None
-            now = _attempt(service.snapshot)
-            if now != seen:
+            if touched or _attempt(service.snapshot) != seen:
                 _attempt(service.follow)
                 seen = _attempt(service.snapshot)
+                nics = _indices(seen)
+            dirty, touched = None, False
 
 
 def log(text: str, error: bool = False) -> None:
@@ -234,20 +243,47 @@ def _listener() -> socket.socket:
 
 
 def _events() -> socket.socket:
-    """Notifications of links, addresses, routes and rules; only that something happened is of interest."""
+    """Notifications of links, addresses, routes and rules."""
     events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
     events.bind((0, EVENTS))
     return events
 
 
-def _drain(events: socket.socket) -> None:
+def _drain(events: socket.socket, nics: set[int]) -> bool:
+    """Read all events; whether one may have taken users' routes along although the node looks as before.
+
+    The kernel drops routes of every table, without a word, when a NIC loses its last address or goes down.
+    """
+    touched = False
     while True:
         try:
-            events.recv(65536)
+            touched |= concerns(events.recv(65536), nics)
         except BlockingIOError:
-            return
-        except OSError:  # ENOBUFS: some were lost, which is as good as an event
-            continue
+            return touched
+        except OSError:  # ENOBUFS: some were lost
+            touched = True
+
+
+def concerns(data: bytes, nics: set[int]) -> bool:
+    """Whether rtnetlink messages tell of an address of one of the NICs (interface indices), of its up or down, or of its end."""
+    offset = 0
+    while offset + NLMSG.size <= len(data):
+        length, kind, *_rest = NLMSG.unpack_from(data, offset)
+        body = offset + NLMSG.size
+        if kind in (RTM_NEWADDR, RTM_DELADDR) and IFADDR.unpack_from(data, body)[4] in nics:
+            return True
+        if kind in (RTM_NEWLINK, RTM_DELLINK):
+            _family, _type, index, _flags, changed = IFINFO.unpack_from(data, body)
+            if index in nics and (kind == RTM_DELLINK or changed & IFF_UP):
+                return True
+        offset += max(NLMSG.size, (length + 3) & ~3)
+    return False
+
+
+def _indices(snapshot: Any) -> set[int]:
+    """Interface indices of the NICs of a snapshot."""
+    nics = snapshot[0].nics if snapshot else ()
+    return {index for index in (socket_index(nic.name) for nic in nics) if index is not None}
 
 
 def _attempt(action: Callable[[], Any]) -> Any:
