@@ -41,7 +41,7 @@ demo: setup ## boot a virtual cluster, roll UVN out, show who reaches whom
 	$(LAB) run login1 -- test -e /etc/uvn/site.json || python3 tests/isolation/matrix.py --before
 	ansible-playbook $(INVENTORY) playbooks/site.yml
 	python3 tests/isolation/matrix.py
-	@printf '\n%s\n' "The cluster is up, UVN is in force on login1, c1 and c2. Look around:" \
+	@printf '%s\n' "" "The cluster is up, UVN is in force on login1, c1 and c2. Look around:" \
 		"  tests/lab/lab run login1 --user alice    log in as alice (bob and carol are there as well)" \
 		"  tests/lab/lab run login1 -- uvn status   see what root sees" \
 		"  make demo-down                           take the cluster down"
