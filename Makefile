@@ -24,7 +24,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 unexport PYTHONPATH PYENV_VERSION VIRTUAL_ENV
 
 PACKAGES := bpftool busybox-static ca-certificates clang cpio debian-archive-keyring e2fsprogs git libbpf-dev llvm make \
-	mmdebstrap openssh-client python3-venv qemu-system-x86 qemu-utils shellcheck tar
+	mmdebstrap openssh-client python3-venv qemu-system-x86 qemu-utils shellcheck tar xauth
 # Files that git knows or would add, as they are in the work tree.
 FILES := git ls-files --cached --others --exclude-standard --deduplicate -z
 # What the collection ships; tests of other tools than Ansible's stay out of its sanity tests.
