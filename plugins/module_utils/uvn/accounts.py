@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
-from typing import Iterable
+from typing import Any, Callable, Iterable
 
 from .errors import UvnError
 from .identity import exempt_uid
@@ -39,7 +40,7 @@ def is_exempt(site: Site, uid: int) -> bool:
         account = pwd.getpwuid(uid)
     except KeyError:
         return False
-    groups = _gids(site.exempt.groups)
+    groups = {group.gr_gid for group in _known(grp.getgrnam, site.exempt.groups)}
     return account.pw_name in site.exempt.users or bool(
         groups and groups & set(os.getgrouplist(account.pw_name, account.pw_gid))
     )
@@ -47,19 +48,9 @@ def is_exempt(site: Site, uid: int) -> bool:
 
 def exempt_uids(site: Site) -> set[int]:
     """UIDs of the accounts that the site exempts by name or group, as far as this node knows them now."""
-    names = set(site.exempt.users)
-    for group in site.exempt.groups:
-        try:
-            names |= set(grp.getgrnam(group).gr_mem)
-        except KeyError:
-            continue
-    uids = set()
-    for name in names:
-        try:
-            uids.add(pwd.getpwnam(name).pw_uid)
-        except KeyError:
-            continue
-    return {uid for uid in uids if uid >= site.min_uid}
+    members = (group.gr_mem for group in _known(grp.getgrnam, site.exempt.groups))
+    names = set(site.exempt.users).union(*members)
+    return {account.pw_uid for account in _known(pwd.getpwnam, names) if account.pw_uid >= site.min_uid}
 
 
 def running_uids(site: Site) -> list[int]:
@@ -77,11 +68,10 @@ def uid_of_process(pid: int) -> int | None:
         return None
 
 
-def _gids(groups: Iterable[str]) -> set[int]:
-    gids = set()
-    for group in groups:
-        try:
-            gids.add(grp.getgrnam(group).gr_gid)
-        except KeyError:
-            continue
-    return gids
+def _known(lookup: Callable[[str], Any], names: Iterable[str]) -> list[Any]:
+    """The entries of those names that the node knows."""
+    found = []
+    for name in names:
+        with contextlib.suppress(KeyError):
+            found.append(lookup(name))
+    return found

@@ -10,6 +10,7 @@ It keeps nothing that the kernel does not know: killed at any moment, it reads e
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import select
@@ -97,12 +98,9 @@ class Service:
     def follow(self) -> None:
         """Bring the node and every existing network, and those that are to stay, to the plan."""
         with Reconciler.open(self._site_path) as reconciler:
-            _report(reconciler.node(), "node")
+            _follow("node", reconciler.node)
             for uid in sorted({*reconciler.uids(), *self.store.persistent()}):
-                try:
-                    _report(reconciler.user(uid), _label(uid))
-                except UvnError as error:
-                    log(f"follow {_label(uid)} failed: {error}", error=True)
+                _follow(_label(uid), functools.partial(reconciler.user, uid))
 
     def snapshot(self) -> Any:
         """What `follow` depends on, cheap to read and to compare."""
@@ -126,10 +124,11 @@ class Service:
     def _one(self, reconciler: Reconciler, host: Any, uid: int, present: bool, persistent: Any, check: bool) -> list:
         start = time.monotonic()
         changes = [change.as_dict() for change in reconciler.user(uid, present, check, host)]
-        if persistent is not None and (uid in self.store.persistent()) != bool(persistent):
-            changes.append({"op": "create" if persistent else "delete", "kind": "persistence", "name": f"UID {uid}"})
+        stays = bool(persistent) and not accounts.is_exempt(reconciler.site, uid)  # who has no network has none to keep
+        if persistent is not None and (uid in self.store.persistent()) != stays:
+            changes.append({"op": "create" if stays else "delete", "kind": "persistence", "name": f"UID {uid}"})
             if not check:
-                self.store.set_persistent(uid, bool(persistent))
+                self.store.set_persistent(uid, stays)
         if not check:
             outcome = f"{len(changes)} changes" if changes else "unchanged"
             action = "ensure" if present else "remove"
@@ -296,7 +295,13 @@ def _attempt(action: Callable[[], Any]) -> Any:
     return None
 
 
-def _report(changes: list[Change], what: str) -> None:
+def _follow(what: str, mend: Callable[[], list[Change]]) -> None:
+    """Mend one thing; what cannot be mended is logged and does not keep the others from it."""
+    try:
+        changes = mend()
+    except UvnError as error:
+        log(f"follow {what} failed: {error}", error=True)
+        return
     if changes:
         log(f"follow {what}: {len(changes)} changes: {'; '.join(map(str, changes[:10]))}")
 
