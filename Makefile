@@ -13,6 +13,12 @@ PYTHON := /usr/bin/python3
 VENV := $(CURDIR)/.venv
 CACHE := $(CURDIR)/.cache
 RESULTS := $(CACHE)/test
+KERNELS := kernel kernel13
+# Each on one of the two kernels, Debian 12's and 13's, so that CI ends in time; Molecule's cluster has both. TESTS_kernel13=tests/kernel is all.
+TESTS_kernel13 := $(addprefix tests/kernel/test_,without_vrf.py membership.py network.py sites.py)
+TESTS_kernel := $(filter-out $(TESTS_kernel13),$(wildcard tests/kernel/test_*.py))
+# Of the cluster with Slurm: bookworm has 22.05, trixie 24.11.
+SUITE := bookworm
 SANITY := $(CACHE)/sanity/ansible_collections/hpc/uvn
 LAB := $(CURDIR)/tests/lab/lab
 INVENTORY := -i "$$($(LAB) inventory --path)" -i molecule/default/inventory/site.yml
@@ -23,12 +29,12 @@ export ANSIBLE_INJECT_FACT_VARS := false
 export PYTHONDONTWRITEBYTECODE := 1
 unexport PYTHONPATH PYENV_VERSION VIRTUAL_ENV
 
-PACKAGES := bpftool busybox-static ca-certificates clang cpio debian-archive-keyring e2fsprogs git libbpf-dev llvm make \
+PACKAGES := bpftool busybox-static ca-certificates clang cpio debian-archive-keyring e2fsprogs gcc git libbpf-dev libc6-dev llvm make \
 	mmdebstrap openssh-client python3-venv qemu-system-x86 qemu-utils shellcheck tar xauth
 # Files that git knows or would add, as they are in the work tree.
 FILES := git ls-files --cached --others --exclude-standard --deduplicate -z
 # What the collection ships; tests of other tools than Ansible's stay out of its sanity tests.
-SHIPPED := $(FILES) -- CHANGELOG.rst LICENSE README.md bpf changelogs docs galaxy.yml meta playbooks plugins roles \
+SHIPPED := $(FILES) -- CHANGELOG.rst LICENSE README.md bpf changelogs docs galaxy.yml meta playbooks plugins roles spank \
 	tests/config.yml tests/sanity
 
 .PHONY: help
@@ -52,8 +58,8 @@ demo-down: ## take the virtual cluster down
 
 .PHONY: test
 test: lint unit sanity kernel molecule ## everything, as CI does
-	@printf '\nunit, kernel and isolation tests ended with:\n'
-	@for suite in unit kernel isolation; do grep -E '^=+ .* in [0-9.]+s' $(RESULTS)/$$suite.log | tail -n 1; done
+	@printf '\nunit, kernel, isolation and escape tests ended with:\n'
+	@for suite in unit $(KERNELS) isolation escape; do printf '%-10s' $$suite; grep -E '^=+ .* in [0-9.]+s' $(RESULTS)/$$suite.log | tail -n 1; done
 
 .PHONY: lint
 lint: setup ## style of Python, YAML, Ansible, shell, documentation and changelog
@@ -85,26 +91,52 @@ sanity: setup copy ## ansible-test sanity of what the collection ships
 	cd $(SANITY) && git init --quiet && echo tests/output >.git/info/exclude && ansible-test sanity --venv --requirements --python 3.11 --color no
 
 .PHONY: kernel
-kernel: setup ## users' networks and membership against the kernel of a guest
+kernel: setup ## users' networks, uvnd, the guard and ingress against real kernels, those of Debian 12 and 13 at once
+	@# In namespaces of their own: else systemd, udev and networkd of the guest look at everything that comes and goes, at twice its cost.
 	@mkdir -p $(RESULTS)
-	$(LAB) up kernel
-	$(FILES) | tar --create --null --files-from=- | $(LAB) run kernel -- 'rm -rf uvn && mkdir uvn && tar --extract --directory=uvn'
-	$(LAB) run kernel -- 'cd uvn && python3 -m pytest tests/kernel -p no:cacheprovider' | tee $(RESULTS)/kernel.log
-	$(LAB) down kernel
+	$(LAB) up $(KERNELS)
+	test_in() { guest=$$1; shift; \
+		$(FILES) | tar --create --null --files-from=- | $(LAB) run $$guest -- 'rm -rf uvn && mkdir uvn && tar --extract --directory=uvn'; \
+		$(LAB) run $$guest -- 'cd uvn && uname --kernel-release && unshare --mount --net python3 -m pytest '"$$*"' --durations=20 -p no:cacheprovider' \
+			| tee $(RESULTS)/$$guest.log | sed --unbuffered "s/^/$$guest: /"; }; \
+	runs=(); test_in kernel $(TESTS_kernel) & runs+=($$!); test_in kernel13 $(TESTS_kernel13) & runs+=($$!); \
+	failed=0; for run in "$${runs[@]}"; do wait $$run || failed=1; done; exit $$failed
+	$(LAB) down $(KERNELS)
 
 .PHONY: molecule
-molecule: setup ## the role in the virtual cluster: check, converge, idempotence, isolation, removal
+molecule: setup ## the role in the virtual cluster: check, converge, idempotence, isolation, removal; and in an image that boots
 	molecule test
+	molecule test --scenario-name build
+
+.PHONY: slurm
+slurm: setup ## jobs of two users on the virtual cluster's Slurm, and what they cost
+	@mkdir -p $(RESULTS) $(CACHE)/slurm
+	$(LAB) up $(addsuffix =$(SUITE),login1 c1 c2)
+	$(LAB) copy login1:/usr/include/slurm $(CACHE)/slurm
+	$(MAKE) --directory=spank SLURM=$(CACHE)/slurm OUT=$(CACHE)/spank.so
+	$(LAB) run login1 -- systemctl start munge slurmctld
+	for node in c1 c2; do $(LAB) run $$node -- systemctl start munge slurmd; done
+	ansible-playbook $(INVENTORY) -i tests/slurm/site.yml playbooks/site.yml
+	python3 -m pytest tests/slurm -p no:cacheprovider --junitxml=$(RESULTS)/slurm.xml | tee $(RESULTS)/slurm.log
+	python3 tests/bench/jobs.py
+	$(LAB) down login1 c1 c2
 
 .PHONY: bench
-bench: setup ## what membership costs, in a guest
+bench: setup ## what membership, logins and the data path cost, in a guest; the results go to .cache/bench
+	@mkdir -p $(CACHE)/bench
 	$(LAB) up kernel
 	$(FILES) | tar --create --null --files-from=- | $(LAB) run kernel -- 'rm -rf uvn && mkdir uvn && tar --extract --directory=uvn'
-	$(LAB) run kernel -- 'cd uvn && for file in tests/bench/*.py; do python3 $$file; done'
+	accel=$$($(LAB) status | sed -n 's/^images .*, //p'); for name in membership netlink datapath login; do \
+		$(LAB) run kernel -- "cd uvn && UVN_BENCH_ACCEL=$$accel python3 -u tests/bench/$$name.py"; done
+	$(LAB) copy kernel:uvn/.cache/bench/login.json kernel:uvn/.cache/bench/datapath.json $(CACHE)/bench
 	$(LAB) down kernel
 
+.PHONY: plots
+plots: setup ## the results of make bench as tables and plots in docs
+	python3 tests/bench/report.py
+
 .PHONY: bpf
-bpf: setup ## rebuild the membership program that the role ships
+bpf: setup ## rebuild the BPF objects that the role ships
 	$(MAKE) --directory=bpf
 
 .PHONY: build

@@ -42,6 +42,11 @@ options:
         description:
           - The content of the file in base64. O(files[].src) becomes this on its way to the node.
         type: str
+      unpack:
+        description:
+          - The content is a zip archive, such as a Python wheel. The files in it are meant, and O(files[].path) is a directory.
+        type: bool
+        default: false
       mode:
         description:
           - The file's permissions in octal.
@@ -82,6 +87,13 @@ EXAMPLES = r"""
           vxlan
     directories:
       - /usr/lib/uvn/uvn
+
+- name: Unpack a wheel
+  hpc.uvn.uvn_files:
+    files:
+      - path: /usr/lib/uvn
+        src: /srv/wheels/pyroute2-0.7.12-py3-none-any.whl
+        unpack: true
 """
 
 RETURN = r"""
@@ -94,9 +106,11 @@ paths:
 """
 
 import base64
+import io
 import os
 import stat
 import tempfile
+import zipfile
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -110,13 +124,27 @@ def wanted(params: dict) -> dict:
         path = os.path.normpath(entry["path"])
         if "absent" in (entry["state"], params["state"]):
             result[path] = None
-        elif entry["base64"] is not None:
-            result[path] = (base64.b64decode(entry["base64"]), int(entry["mode"], 8))
         else:
-            result[path] = (entry["content"].encode("utf-8"), int(entry["mode"], 8))
+            plain = entry["base64"] is None
+            content = entry["content"].encode("utf-8") if plain else base64.b64decode(entry["base64"])
+            files = unpacked(path, content) if entry["unpack"] else {path: content}
+            result.update((name, (data, int(entry["mode"], 8))) for name, data in files.items())
     for directory in params["directories"]:
         for path in strays(directory):
             result.setdefault(path, None)
+    return result
+
+
+def unpacked(directory: str, archive: bytes) -> dict:
+    """Path -> content of the files in a zip archive; each is below the directory."""
+    result = {}
+    with zipfile.ZipFile(io.BytesIO(archive)) as file:
+        for member in file.infolist():
+            path = os.path.normpath(os.path.join(directory, member.filename))
+            if not path.startswith(directory + os.sep):
+                raise zipfile.BadZipFile("%s would be outside of it" % member.filename)
+            if not member.is_dir():
+                result[path] = file.read(member)
     return result
 
 
@@ -228,6 +256,7 @@ def main() -> None:
                     "src": {"type": "str"},
                     "content": {"type": "str"},
                     "base64": {"type": "str"},
+                    "unpack": {"type": "bool", "default": False},
                     "mode": {"type": "str", "default": "0644"},
                     "state": {"type": "str", "choices": ["absent", "present"], "default": "present"},
                 },
@@ -243,6 +272,8 @@ def main() -> None:
         result = run(module.params, module.check_mode)
     except OSError as error:
         module.fail_json(msg=f"{error.filename}: {error.strerror}; UVN's files are not all in place")
+    except zipfile.BadZipFile as error:
+        module.fail_json(msg=f"the file to unpack is no usable zip archive: {error}; nothing was changed")
     module.exit_json(**result)
 
 

@@ -18,7 +18,7 @@ author:
 extends_documentation_fragment:
   - hpc.uvn.attributes
 requirements:
-  - pyroute2 >= 0.7.2 on the node
+  - pyroute2 >= 0.7.2 on the node, of the system's Python or in C(/usr/lib/uvn)
 options:
   state:
     description:
@@ -79,12 +79,16 @@ changes:
       sample: net/ipv4/tcp_l3mdev_accept
 """
 
-from ansible.module_utils.basic import AnsibleModule
+import sys
 
-from ..module_utils.changes import report
-from ..module_utils.uvn.errors import UvnError
-from ..module_utils.uvn.reconcile import Reconciler
-from ..module_utils.uvn.site import load, parse
+sys.path.insert(0, "/usr/lib/uvn")  # where the role unpacks a wheel of pyroute2, as for the command `uvn`
+
+from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+
+from ..module_utils.changes import report  # noqa: E402
+from ..module_utils.uvn.errors import UvnError  # noqa: E402
+from ..module_utils.uvn.reconcile import Reconciler  # noqa: E402
+from ..module_utils.uvn.site import load, parse  # noqa: E402
 
 
 def main() -> None:

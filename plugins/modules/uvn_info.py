@@ -46,6 +46,10 @@ node:
   returned: when O(gather_subset) has V(node) or V(all)
   type: dict
   contains:
+    mode:
+      description: V(enforce), or V(audit) where nothing is refused or dropped.
+      type: str
+      returned: always
     membership:
       description: Whether the membership program is attached, that is, whether users are isolated.
       type: bool
@@ -53,6 +57,19 @@ node:
     sockets:
       description: How many sockets the membership program bound, refused and let pass since it was loaded.
       type: dict
+      returned: always
+    guard:
+      description: Packets by cause that were dropped, or would have been, since the guard was made.
+      type: dict
+      returned: always
+    abstract:
+      description: Whether users are kept apart on abstract Unix sockets, and how many connections were refused or let pass.
+      type: dict
+      returned: always
+    strays:
+      description: Sockets of users outside their networks, with the program that holds each.
+      type: list
+      elements: dict
       returned: always
     drift:
       description: What differs from the plan, one sentence each. Empty when all is well.
@@ -92,6 +109,7 @@ versions:
 """
 
 import platform
+import sys
 from importlib import metadata
 
 from ansible.module_utils.basic import AnsibleModule
@@ -115,10 +133,8 @@ def gather(subsets: set) -> dict:
 
 def versions() -> dict:
     """Version of the kernel and of the libraries that UVN uses."""
-    try:
-        pyroute2 = metadata.version("pyroute2")
-    except metadata.PackageNotFoundError:
-        pyroute2 = None
+    path = ["/usr/lib/uvn", *sys.path]  # where the role unpacks a wheel comes first, as for uvnd
+    pyroute2 = next((found.version for found in metadata.distributions(name="pyroute2", path=path)), None)
     return {"kernel": platform.release(), "pyroute2": pyroute2, "python": platform.python_version()}
 
 

@@ -100,7 +100,7 @@ networks:
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.changes import report
-from ..module_utils.uvn.client import request
+from ..module_utils.uvn.client import TIMEOUT, request
 from ..module_utils.uvn.errors import UvnError
 
 
@@ -127,7 +127,8 @@ def main() -> None:
     if not (module.params["name"] or module.params["uid"]):
         module.exit_json(networks=[], **report([]))
     try:
-        reply = request(message(module.params, module.check_mode))
+        asked = message(module.params, module.check_mode)
+        reply = request(asked, timeout=TIMEOUT + len(asked.get("users", asked.get("uids", []))))
     except UvnError as error:
         module.fail_json(msg=str(error))
     module.exit_json(networks=reply.get("networks", []), **report(reply["changes"]))

@@ -21,7 +21,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "plugins" / "module_utils"))
 
-from uvn.membership import Config, Membership, _cgroup2_mount
+from uvn.bpf import cgroup2_mount
+from uvn.membership import Config, Membership
 
 UID = 2001
 BPFTOOL = shutil.which("bpftool", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin")
@@ -56,7 +57,7 @@ def socket_as_user():
 def own_membership():
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run(["mount", "-t", "bpf", "bpf", directory], check=True)
-        cgroup = pathlib.Path(_cgroup2_mount(), f"uvn-bench-{os.getpid()}")
+        cgroup = pathlib.Path(cgroup2_mount(), f"uvn-bench-{os.getpid()}")
         cgroup.mkdir()
         shipped = ROOT / "roles" / "uvn_node" / "files" / "membership.bpf.o"
         membership = Membership(f"{directory}/uvn", str(cgroup), str(shipped))

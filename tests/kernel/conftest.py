@@ -18,3 +18,18 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "plugins" /
 def root():
     if os.geteuid() != 0:
         pytest.fail("kernel tests need root: run them in the lab's guest, or with sudo", pytrace=False)
+
+
+@pytest.fixture(scope="module")
+def lans():
+    """The bridges that nodes are on."""
+    from nodes import bridges
+
+    bridges("add")
+    yield
+    bridges("delete")
+
+
+def pytest_collection_modifyitems(items):
+    """The module vrf cannot be unloaded: what wants a kernel without it comes first."""
+    items.sort(key=lambda item: "test_without_vrf" not in item.nodeid)

@@ -1,13 +1,14 @@
 # Copyright (c) 2026 The UVN authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Nodes as network namespaces on bridges; every call runs in a child process of its own inside one of them.
+"""Nodes as network namespaces on bridges; every call runs in the node's agent, a process inside of it.
 
 The membership program is not used here (test_membership.py has it): a "user's" socket is bound to the VRF by root.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import socket
 import struct
@@ -16,13 +17,14 @@ import traceback
 from typing import Any, Callable
 
 from pyroute2 import netns
-from uvn import nat
+from uvn import guard, nat
 from uvn.diff import diff
 from uvn.identity import identify, reply_table
 from uvn.kernel import Kernel
-from uvn.objects import Chain, Member, Program, Vxlan
-from uvn.plan import NAT_DEVICE, PREFERENCES, node, user_network
+from uvn.objects import Chain, Element, Guard, Member, Program, Rule, Vxlan
+from uvn.plan import NAT_DEVICE, PREFERENCES, node, own_elements, user_network
 from uvn.site import parse
+from uvn.underlay import Host
 
 SITE = {
     "underlays": [
@@ -40,6 +42,26 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+class Agent:
+    """A process inside a node that calls functions. A fork for each call would cost more than the call."""
+
+    def __init__(self, name: str) -> None:
+        self._ask, answer = FORK.Pipe()
+        self._process = FORK.Process(target=_answer, args=(answer, name), daemon=True)
+        self._process.start()
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Its result, or an AssertionError with its traceback."""
+        self._ask.send((function, arguments))
+        outcome, value = self._ask.recv()
+        assert outcome == "ok", value
+        return value
+
+    def end(self) -> None:
+        self._ask.send(None)
+        self._process.join()
+
+
 class Node:
     """A network namespace with veth NICs on shared bridges: em1 and ib0 as the site's, wan0 to the outside."""
 
@@ -48,6 +70,7 @@ class Node:
         self.site = parse(site or SITE)
         self.nics = nics or {"em1": "lan80", "ib0": "lan40", "wan0": "lanwan"}
         run("ip", "netns", "add", name)
+        self._agent = Agent(name)
         self.sh("ip link set lo up; sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv4.conf.all.rp_filter=2")
         for position, (nic, bridge) in enumerate(self.nics.items()):
             peer = f"v{number}p{position}"
@@ -64,15 +87,22 @@ class Node:
         return run("nsenter", f"--net=/run/netns/{self.name}", "sh", "-ec", script)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function inside the node, in a child process; its result, or an AssertionError with its traceback."""
-        receiver, sender = FORK.Pipe(duplex=False)
-        child = FORK.Process(target=_child, args=(sender, self.name, function, arguments))
+        """Call a function of a module inside the node; its result, or an AssertionError with its traceback."""
+        return self._agent.call(function, *arguments)
+
+    def call_apart(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The same in a process of its own, for a function that changes the process."""
+        agent = Agent(self.name)
+        try:
+            return agent.call(function, *arguments)
+        finally:
+            agent.end()
+
+    def call_later(self, function: Callable[..., Any], *arguments: Any) -> multiprocessing.Process:
+        """Call a function inside the node while the caller goes on."""
+        child = FORK.Process(target=_enter, args=(self.name, function, arguments))
         child.start()
-        sender.close()
-        outcome, value = receiver.recv()
-        child.join()
-        assert outcome == "ok", value
-        return value
+        return child
 
     def observe(self, uid: int) -> list:
         """What exists of a user's network."""
@@ -100,7 +130,20 @@ class Node:
             "ip route show table all; ip -6 route show table all"
         )
 
+    def index(self, device: str) -> int:
+        """The interface index of a device, 0 when there is none."""
+        return int(self.sh(f"ip -o link show {device} 2>/dev/null | cut -d: -f1") or 0)
+
+    def widen(self, nic: str, mtu: int) -> None:
+        """Another MTU for a NIC and for the bridge it is on."""
+        run("ip", "link", "set", f"v{self.number}p{list(self.nics).index(nic)}", "mtu", str(mtu))
+        run("ip", "link", "set", self.nics[nic], "mtu", str(mtu))
+        self.sh(f"ip link set {nic} mtu {mtu}")
+
     def delete(self) -> None:
+        self._agent.end()
+        for position in range(len(self.nics)):  # at once; those of a deleted namespace go when the kernel has time
+            subprocess.run(["ip", "link", "del", f"v{self.number}p{position}"], check=False)
         subprocess.run(["ip", "netns", "del", self.name], check=False)
 
 
@@ -163,7 +206,8 @@ def inject(device: str, outer: str, port: int, vni: int, mac: str, source: str, 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as attacker:
         if device:
             attacker.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
-        attacker.sendto(struct.pack("!II", 0x08000000, vni << 8) + frame, (outer, port))
+        with contextlib.suppress(PermissionError):  # as the guard refuses it
+            attacker.sendto(struct.pack("!II", 0x08000000, vni << 8) + frame, (outer, port))
 
 
 class Listener:
@@ -171,8 +215,8 @@ class Listener:
 
     def __init__(self, where: Node, device: str, address: str, port: int) -> None:
         self.ready, self.stop = FORK.Event(), FORK.Event()
-        arguments = (None, where.name, serve_once, (device, address, port, self.ready, self.stop))
-        self.process = FORK.Process(target=_child, args=arguments)
+        arguments = (where.name, serve_once, (device, address, port, self.ready, self.stop))
+        self.process = FORK.Process(target=_enter, args=arguments)
 
     def __enter__(self) -> Listener:
         self.process.start()
@@ -184,14 +228,34 @@ class Listener:
         self.process.join()
 
 
-def _child(sender: Any, name: str, function: Callable, arguments: tuple) -> None:
-    try:
-        netns.setns(name)
-        result = ("ok", function(*arguments))
-    except BaseException as error:  # noqa: BLE001 - every failure of the child is reported by the parent
-        result = ("failed", f"{error}\n{traceback.format_exc()}")
-    if sender is not None:
-        sender.send(result)
+def _enter(name: str, function: Callable, arguments: tuple) -> None:
+    netns.setns(name)
+    function(*arguments)
+
+
+def _answer(questions: Any, name: str) -> None:
+    """The agent of a node: call what it is asked to."""
+    netns.setns(name)
+    for function, arguments in iter(questions.recv, None):
+        try:
+            questions.send(("ok", function(*arguments)))
+        except BaseException as error:  # noqa: BLE001 - every failure of the agent is reported by the one who asks
+            questions.send(("failed", f"{error}\n{traceback.format_exc()}"))
+
+
+def host_of() -> Host:
+    """NICs and routes of the node."""
+    return Kernel().host()
+
+
+def rules_of() -> list[Rule]:
+    """The routing rules of the node."""
+    return Kernel().rules()
+
+
+def groups_of(*kinds: str) -> set[int]:
+    """The link groups of UVN's devices on the node."""
+    return set(Kernel().devices(*kinds).values())
 
 
 def _desired(kernel: Kernel, site: Any, uid: int) -> list:
@@ -202,7 +266,15 @@ def _desired(kernel: Kernel, site: Any, uid: int) -> list:
 def _seen(kernel: Kernel, site: Any, uid: int) -> list:
     who = identify(site, uid)
     names = [who.vrf, *(obj.device for obj in _desired(kernel, site, uid) if isinstance(obj, Vxlan))]
-    return kernel.network(who, names, reply_table(site), NAT_DEVICE)
+    return kernel.network(who, names, reply_table(site), NAT_DEVICE) + guard.Table().existing(own_elements(who))
+
+
+def _apply(kernel: Kernel, changes: list) -> None:
+    guarded = [change for change in changes if isinstance(change.object, (Guard, Element))]
+    kernel.apply([change for change in changes if change not in guarded and not isinstance(change.object, Chain)])
+    nat.apply(changes)
+    if guarded:
+        guard.Table().apply(guarded)
 
 
 def _observe(site: Any, uid: int) -> list:
@@ -222,21 +294,20 @@ def _ensure(site: Any, uid: int) -> list:
         first = changes if first is None else first
         if not changes:
             break
-        kernel.apply(changes)
+        _apply(kernel, changes)
     return first
 
 
 def _remove(site: Any, uid: int) -> list:
     kernel = Kernel()
     changes = diff([], _seen(kernel, site, uid))
-    kernel.apply(changes)
+    _apply(kernel, changes)
     return changes
 
 
 def _prepare(site: Any) -> list:
     kernel = Kernel()
     desired = [obj for obj in node(site, kernel.host(), 1, []) if not isinstance(obj, (Member, Program))]
-    made = diff(desired, kernel.node(desired, NAT_DEVICE, PREFERENCES) + nat.observe())
-    kernel.apply([change for change in made if not isinstance(change.object, Chain)])
-    nat.apply(made)
+    made = diff(desired, kernel.node(desired, NAT_DEVICE, PREFERENCES) + nat.observe() + guard.Table().observe())
+    _apply(kernel, made)
     return made

@@ -18,8 +18,9 @@ import time
 import traceback
 
 import pytest
+from uvn.bpf import cgroup2_mount, libbpf
 from uvn.errors import UvnError
-from uvn.membership import COUNTERS, EXEMPT, MAX_ENTRIES, Config, Membership, _cgroup2_mount, _libbpf, prefixes
+from uvn.membership import COUNTERS, EXEMPT, MAX_ENTRIES, Config, Membership, prefixes
 
 OBJECT = pathlib.Path(__file__).resolve().parents[2] / "roles" / "uvn_node" / "files" / "membership.bpf.o"
 
@@ -74,7 +75,7 @@ def bpffs(tmp_path_factory):
 
 @pytest.fixture
 def cgroup():
-    path = pathlib.Path(_cgroup2_mount(), f"uvn-test-{os.getpid()}")
+    path = pathlib.Path(cgroup2_mount(), f"uvn-test-{os.getpid()}")
     path.mkdir()
     yield path
     if path.exists():
@@ -169,7 +170,7 @@ def attached_programs(cgroup):
     ids, count = (ctypes.c_uint32 * 16)(), ctypes.c_uint32(16)
     fd = os.open(cgroup, os.O_RDONLY)
     try:
-        result = _libbpf().bpf_prog_query(fd, BPF_CGROUP_INET_SOCK_CREATE, 0, None, ids, ctypes.byref(count))
+        result = libbpf().bpf_prog_query(fd, BPF_CGROUP_INET_SOCK_CREATE, 0, None, ids, ctypes.byref(count))
     finally:
         os.close(fd)
     assert result == 0, os.strerror(-result)
@@ -260,7 +261,7 @@ def test_a_user_namespace_does_not_change_the_user(membership, uid, expected):
 
 
 def test_another_cgroup_is_left_alone(membership):
-    assert set(as_user(_cgroup2_mount(), NOBODY, bindings)) == {""}
+    assert set(as_user(cgroup2_mount(), NOBODY, bindings)) == {""}
 
 
 @pytest.mark.parametrize("family, kind", INET)
@@ -500,7 +501,7 @@ def test_a_program_on_maps_that_are_not_the_pinned_ones_is_replaced(membership, 
 
 
 def test_missing_object(idle, config):
-    with pytest.raises(UvnError, match="the membership program /nonexistent/m.o is missing; install it with the role"):
+    with pytest.raises(UvnError, match="the BPF object /nonexistent/m.o is missing; install it with the role"):
         Membership(idle.pin_dir, idle.cgroup, "/nonexistent/m.o").load(config)
 
 
@@ -540,11 +541,11 @@ def test_a_program_of_the_site_that_allows_no_other(idle, config):
     idle.load(config)
     cgroup = os.open(idle.cgroup, os.O_RDONLY)
     with idle._loaded() as program:
-        site = _libbpf().bpf_program__fd(program)
-        assert _libbpf().bpf_prog_attach(site, cgroup, BPF_CGROUP_INET_SOCK_CREATE, 0) == 0
+        site = libbpf().bpf_program__fd(program("uvn_membership"))
+        assert libbpf().bpf_prog_attach(site, cgroup, BPF_CGROUP_INET_SOCK_CREATE, 0) == 0
         with pytest.raises(UvnError, match="cannot attach .*; `bpftool cgroup show .*` names programs"):
             idle.attach()
-        assert _libbpf().bpf_prog_detach2(site, cgroup, BPF_CGROUP_INET_SOCK_CREATE) == 0
+        assert libbpf().bpf_prog_detach2(site, cgroup, BPF_CGROUP_INET_SOCK_CREATE) == 0
     os.close(cgroup)
     assert idle.attach()
 
@@ -555,7 +556,7 @@ def test_attach_before_load(idle):
 
 
 def test_set_before_load(idle):
-    with pytest.raises(UvnError, match="membership is not loaded: .*; run `uvn node apply`"):
+    with pytest.raises(UvnError, match="uvn_uid is not loaded: .*; run `uvn node apply`"):
         idle.set(ALICE, EXEMPT)
 
 

@@ -6,19 +6,15 @@
 from __future__ import annotations
 
 import pytest
-from nodes import SITE, Listener, Node, bridges, connect, inject
-from uvn.kernel import Kernel
+from nodes import SITE, Listener, Node, connect, groups_of, inject, rules_of
+from uvn.identity import LINK_GROUP
 from uvn.objects import Rule, Vrf, Vxlan
 
 ALICE, BOB = 2001, 2002
 LONG = {"enp129s0f1np1": "lan80", "ib0": "lan40", "wan0": "lanwan"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def lans():
-    bridges("add")
-    yield
-    bridges("delete")
+pytestmark = pytest.mark.usefixtures("lans")
 
 
 @pytest.fixture
@@ -51,7 +47,7 @@ def test_what_is_made_is_what_was_planned_and_removal_leaves_nothing(one):
 
 
 def test_the_rules_of_the_node_are_those_of_the_plan(one):
-    rules = one.call(lambda: Kernel().rules())
+    rules = one.call(rules_of)
     for version in (4, 6):
         assert Rule(version, 32765, 255) in rules and Rule(version, 1000, "l3mdev") in rules
         assert Rule(version, 0, 255) not in rules
@@ -141,7 +137,7 @@ def test_all_networks_of_a_node_are_found(one):
     one.ensure(ALICE)
     one.ensure(BOB)
     one.sh("ip link add vrf-blue type vrf table 7")
-    assert sorted(vrf.device for vrf in one.call(lambda: Kernel().vrfs())) == ["vrf2001", "vrf2002"]
+    assert one.call(groups_of, "vrf") == {LINK_GROUP + ALICE, LINK_GROUP + BOB}
 
 
 def test_a_route_of_main_is_mirrored_with_its_next_hops(one):
@@ -202,6 +198,68 @@ def test_the_default_vrf_of_another_node_answers(pair):
         assert a.call(connect, "vrf2001", "192.168.80.32", 7007) == "default 192.168.80.31"
 
 
+FIREWALL = """
+for command in iptables ip6tables; do
+    $command -A INPUT -i lo -j ACCEPT
+    $command -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+    $command -P INPUT DROP
+done
+ip6tables -A INPUT -p ipv6-icmp -j ACCEPT
+"""
+
+
+@pytest.fixture
+def firewalled(pair):
+    """The first of the pair with a stateful firewall that drops what it does not know."""
+    node = pair[0]
+    node.sh(FIREWALL)
+    yield node
+    node.sh("for command in iptables ip6tables; do $command -P INPUT ACCEPT; $command -F INPUT; done")
+    node.prepare()
+
+
+@pytest.mark.parametrize(("here", "there"), [("192.168.80.31", "192.168.80.32"), ("fd00:80::31", "fd00:80::32")])
+def test_a_stateful_firewall_lets_users_reach_themselves_and_what_answers_them(pair, firewalled, here, there):
+    b = pair[1]
+    anything, loopback, command = ("::", "::1", "ip6tables") if ":" in here else ("0.0.0.0", "127.0.0.1", "iptables")
+    with Listener(firewalled, "vrf2001", anything, 8888), Listener(b, "vrf2001", anything, 8888), Listener(firewalled, "", anything, 7007):
+        for address in (loopback, here, there):
+            assert firewalled.call(connect, "vrf2001", address, 8888).startswith("vrf2001 ")
+        firewalled.sh(f"ping -c 1 -W 5 -I vrf2001 {there}")
+        assert [b.call(connect, "vrf2001", here, port) for port in (8888, 7007)] == ["TimeoutError"] * 2, "new ones are the site's to decide"
+        firewalled.sh(f"{command} -A INPUT -s {there} -p tcp --dport 8888 -j ACCEPT")
+        assert b.call(connect, "vrf2001", here, 8888).startswith("vrf2001 ")
+        assert b.call(connect, "vrf2001", here, 7007) == "TimeoutError"
+
+
+NFTABLES = """nft -f - <<'END'
+table inet site {
+    chain input {
+        type filter hook input priority 0; policy drop;
+        iif lo accept
+        ct state established,related accept
+        udp dport { 800, 801 } accept
+        meta l4proto ipv6-icmp accept
+    }
+}
+END
+"""
+
+
+def test_a_firewall_of_nftables_has_to_name_the_vrfs(pair):
+    """As the role's preflight demands: what one chain accepts, another one may still drop."""
+    a, b = pair
+    a.sh(NFTABLES)
+    try:
+        with Listener(a, "vrf2001", "0.0.0.0", 8888), Listener(b, "vrf2001", "0.0.0.0", 8888):
+            assert a.call(connect, "vrf2001", "127.0.0.1", 8888) == "TimeoutError"
+            a.sh("nft 'add rule inet site input iifname \"vrf*\" accept'")
+            assert [a.call(connect, "vrf2001", address, 8888)[:7] for address in ("127.0.0.1", "192.168.80.32")] == ["vrf2001"] * 2
+            assert b.call(connect, "vrf2001", "192.168.80.31", 8888).startswith("vrf2001 ")
+    finally:
+        a.sh("nft delete table inet site")
+
+
 @pytest.fixture(scope="module")
 def outside():
     """A host beyond the nodes' gateway that knows no way back to NAT addresses."""
@@ -240,12 +298,17 @@ def test_a_hand_made_vxlan_frame_reaches_no_user(pair, outer):
         victim.sh("sleep 0.3")
         return poisoned()
 
+    a.sh("iptables -F; iptables -P INPUT ACCEPT")  # the site's firewall is not what it depends on
     assert not attack()
-    victim.sh("iptables -F UVN-INPUT")
+    for node in (a, b):
+        node.sh("nft delete table inet uvn")
     try:
-        assert attack(), "without UVN-INPUT the attack is real"
+        assert attack(), "without the guard the attack is real"
     finally:
-        victim.prepare()
+        for node in (a, b):
+            node.prepare()
+            node.ensure(ALICE)
+            node.ensure(BOB)
 
 
 def test_mptcp_is_off(one):

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
+import zipfile
 
 import collection
 import pytest
@@ -47,7 +49,7 @@ def uvnd(monkeypatch):
         def __init__(self):
             self.requests = []
 
-        def __call__(self, message):
+        def __call__(self, message, timeout=None):
             self.requests.append(message)
             if isinstance(self.reply, Exception):
                 raise self.reply
@@ -306,3 +308,33 @@ def test_the_controller_reads_files_and_directories():
     library = {entry["path"]: entry for entry in action._expand({"path": "/usr/lib/uvn/uvn", "src": "uvn"})}
     assert "/usr/lib/uvn/uvn/site.py" in library and all(path.endswith(".py") for path in library)
     assert list(action._expand({"path": "/etc/y", "content": "z"})) == [{"path": "/etc/y", "content": "z"}]
+
+
+def archive(**members) -> str:
+    """A zip archive in base64."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        for name, text in members.items():
+            file.writestr(name, text)
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def test_a_wheel_is_unpacked_and_an_older_one_replaced(run, root):
+    old = {"path": "lib", "unpack": True, "base64": archive(**{"pyroute2/a.py": "1", "pyroute2-0.7.2.dist-info/METADATA": "m"})}
+    new = {**old, "base64": archive(**{"pyroute2/a.py": "1", "pyroute2/b/": "", "pyroute2-0.7.3.dist-info/METADATA": "m"})}
+    directories = [str(root / "lib")]
+    run(uvn_files, **files(root, KEPT, old, directories=directories))
+    result = run(uvn_files, **files(root, KEPT, new, directories=directories))
+    assert sorted(result["paths"]) == [str(root / f"lib/pyroute2-0.7.{version}.dist-info/METADATA") for version in (2, 3)]
+    assert {"lib/pyroute2/a.py", "lib/pyroute2-0.7.3.dist-info/METADATA"} < tree(root) and not (root / "lib/pyroute2-0.7.2.dist-info").exists()
+    assert not run(uvn_files, **files(root, KEPT, new, directories=directories))["changed"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(base64.b64encode(b"text").decode(), "File is not a zip file"), (archive(**{"../victim": ""}), "../victim would be outside of it")],
+)
+def test_what_is_no_usable_archive_is_refused(run, root, content, reason):
+    before = tree(root)
+    result = run(uvn_files, **files(root, KEPT, {"path": "lib", "unpack": True, "base64": content}))
+    assert result["failed"] and reason in result["msg"] and tree(root) == before and (root / "lib/kept.py").read_text() == ""

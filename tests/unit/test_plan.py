@@ -8,12 +8,28 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from uvn.diff import Change, diff
+from uvn.errors import UvnError
 from uvn.identity import identify
-from uvn.objects import TABLE_LOCAL, Address, Member, Nexthop, Route, Rule, Sysctl, Vrf, Vxlan
-from uvn.plan import LAST_RESORT, NAT_DEVICE, node, user_network
+from uvn.objects import (
+    TABLE_LOCAL,
+    TABLE_MAIN,
+    Address,
+    Classifier,
+    Ingress,
+    Member,
+    Nexthop,
+    Route,
+    Rule,
+    Sysctl,
+    Vrf,
+    Vxlan,
+    merge,
+)
+from uvn.plan import LAST_RESORT, NAT_DEVICE, VRF_MAC, node, user_network
 from uvn.underlay import Host, Nic, attach
 
 
@@ -35,7 +51,7 @@ def routes_to(objects, destination):
 
 def test_one_vrf_and_a_vxlan_for_every_underlay_nic(site, host):
     objects = network(site, host)
-    assert objects[0] == Vrf("vrf1234", 100001234, 0x55000000 + 1234)
+    assert objects[0] == Vrf("vrf1234", 100001234, 0x55000000 + 1234, VRF_MAC)
     vxlans = [obj for obj in objects if isinstance(obj, Vxlan)]
     assert [(v.device, v.nic, v.port, v.mtu, str(v.local)) for v in vxlans] == [
         ("em1u1234", "em1", 800, 1450, "192.168.80.91"),
@@ -82,6 +98,13 @@ def test_one_nic_in_two_underlays_has_two_vxlans_of_different_names(site):
 def test_one_subnet_on_two_nics_takes_the_first_by_name(site):
     nics = [Nic(name, 1500, (ipaddress.ip_interface(f"192.168.80.{n}/21"),)) for n, name in ((1, "em2"), (2, "em1"))]
     assert [a.nic.name for a in attach(site, Host(tuple(nics), ()))] == ["em1"]
+
+
+def test_a_vxlan_for_which_no_name_is_left_is_refused(site):
+    addresses = [ipaddress.ip_interface(text) for text in ("192.168.80.91/21", "192.168.40.91/21")]
+    host = Host((Nic("m9", 1500, (addresses[0],)), Nic("enp129s0f1np1", 1500, (addresses[1],))), ())
+    with pytest.raises(UvnError, match="m9u1234: no name is left for the VXLAN of UDP port 801, another NIC's has it; rename"):
+        network(site, host)
 
 
 @given(st.lists(st.integers(1000, 4194302), min_size=2, max_size=6, unique=True))
@@ -150,3 +173,65 @@ def test_ipv6_nics_that_hear_router_advertisements_go_on_doing_so(site, host):
     objects = node(site, listening, 1, [])
     accept, forwarding = Sysctl("net/ipv6/conf/em1/accept_ra", "2"), Sysctl("net/ipv6/conf/all/forwarding", "1")
     assert objects.index(accept) < objects.index(forwarding)
+
+
+# -- ingress ---------------------------------------------------------------------------------------------------------
+
+OPENINGS = [
+    {"hosts": ["192.168.80.0/21", "fd00:80::/64"], "ports": ["61000-61999"]},
+    {"hosts": ["192.168.80.7/32"], "ports": ["8888", "62000-62999"]},
+]
+
+
+def opened(**keys):
+    from conftest import SITE
+    from uvn.site import parse
+
+    return parse({**SITE, **keys})
+
+
+def test_without_ingress_and_control_ports_there_is_nothing_of_it(site, host):
+    objects = node(site, host, 1, [])
+    assert not [obj for obj in objects if isinstance(obj, (Ingress, Classifier)) or (isinstance(obj, Rule) and obj.mark)]
+
+
+def test_a_host_has_the_ports_of_every_network_it_is_in(host):
+    (ingress,) = [obj for obj in node(opened(ingress=OPENINGS), host, 1, []) if isinstance(obj, Ingress)]
+    assert dict(ingress.hosts) == {
+        net("0.0.0.0/0"): (),
+        net("192.168.80.0/21"): ((61000, 61999),),
+        net("192.168.80.7/32"): ((8888, 8888), (61000, 62999)),
+        net("fd00:80::/64"): ((61000, 61999),),
+    }
+    assert ingress.ports == ((8888, 8888), (61000, 62999))
+
+
+def test_any_ipv6_host_is_no_ipv4_host(host):
+    (ingress,) = [obj for obj in node(opened(ingress=[{"hosts": ["::/0"], "ports": [60001]}]), host, 1, []) if isinstance(obj, Ingress)]
+    assert dict(ingress.hosts) == {net("0.0.0.0/0"): (), net("::/0"): ((60001, 60001),)}
+
+
+def test_every_nic_has_a_classifier_and_replies_go_out_as_those_of_root(host):
+    objects = node(opened(ingress=OPENINGS), host, 1, [])
+    assert [obj.device for obj in objects if isinstance(obj, Classifier)] == ["lo", "em1", "ib0", "wan0"]
+    marked = [obj for obj in objects if isinstance(obj, Rule) and obj.mark]
+    assert [(rule.version, rule.table) for rule in marked] == [(4, TABLE_LOCAL), (4, TABLE_MAIN), (6, TABLE_LOCAL), (6, TABLE_MAIN)]
+    assert all(rule.local and rule.priority < 1000 for rule in marked)
+
+
+def test_control_ports_alone_need_no_classifier(host):
+    objects = node(opened(control_ports=["6817-6819"]), host, 1, [])
+    assert [obj for obj in objects if isinstance(obj, (Ingress, Classifier))] == [Ingress((), ((6817, 6819),))]
+
+
+PORT_RANGES = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 9)).map(lambda pair: (pair[0], pair[0] + pair[1])), max_size=8)
+
+
+@given(st.lists(PORT_RANGES, max_size=4))
+def test_merged_ranges_hold_the_same_ports_in_fewer_ranges(several):
+    def ports(ranges):
+        return {port for first, last in ranges for port in range(first, last + 1)}
+
+    merged = merge(several)
+    assert ports(merged) == {port for ranges in several for port in ports(ranges)}
+    assert all(here[1] + 1 < there[0] for here, there in zip(merged, merged[1:]))

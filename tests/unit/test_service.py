@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import threading
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from uvn import login, service, store
+from uvn import daemon, login, service, site, store
 from uvn.client import request
 from uvn.errors import UvnError
 
@@ -79,7 +81,7 @@ def test_a_login_is_let_in_only_when_uvnd_says_so(answering, monkeypatch, capsys
     monkeypatch.setattr(login, "SOCKET", start(reply))
     monkeypatch.setenv("PAM_USER", "alice")
     assert login.main() == status
-    assert json.loads(received[0]) == {"op": "ensure", "user": "alice"}
+    assert json.loads(received[0]) == {"op": "ensure", "brief": True, "user": "alice"}
     assert said in capsys.readouterr().out
 
 
@@ -122,9 +124,16 @@ def test_targets_are_counted_once():
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda x: st.lists(x, max_size=3), max_leaves=5)
 
 
+class Unconfigured:
+    """A node whose site file is missing."""
+
+    def reconciler(self):
+        return site.load("/nonexistent/site.json")
+
+
 @given(st.dictionaries(st.sampled_from(["op", "user", "uid", "users", "uids", "check", "persistent"]), VALUES))
 def test_any_message_gets_a_reply(message):
-    reply = service.Service("/nonexistent/site.json").handle(message)
+    reply = service.Service(Unconfigured()).handle(message)
     assert reply["ok"] is False and reply["error"]
 
 
@@ -135,36 +144,45 @@ def test_any_bytes_leave_the_daemon_running(data):
         theirs.sendall(data)
         theirs.shutdown(socket.SHUT_WR)
         try:
-            assert service._line(ours).endswith(b"\n")
+            assert daemon.line(ours).endswith(b"\n")
         except ValueError:
             assert not data.endswith(b"\n")
 
 
-def address_event(kind, index):
-    body = service.IFADDR.pack(2, 24, 0, 0, index)
-    return service.NLMSG.pack(service.NLMSG.size + len(body), kind, 0, 0, 0) + body
+class Echo:
+    """A service that answers everything."""
+
+    def handle(self, message):
+        return {"ok": True, **message}
 
 
-def link_event(kind, index, changed):
-    body = service.IFINFO.pack(0, 1, index, 0x1043, changed)
-    return service.NLMSG.pack(service.NLMSG.size + len(body), kind, 0, 0, 0) + body
+def test_bad_clients_cost_a_bounded_time_each_and_the_next_one_is_served(tmp_path, monkeypatch):
+    """Silent, endless, gone before the answer, broken: one after the other in front of a good one."""
+    monkeypatch.setattr(daemon, "REQUEST_TIMEOUT", 0.2)
+    monkeypatch.setattr(daemon, "REQUEST_MAX", 2**17)
+    dropped = []
+    monkeypatch.setattr(daemon, "log", lambda text, error=False: dropped.append(text))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, contextlib.ExitStack() as stack:
+        listener.bind(str(tmp_path / "uvnd.sock"))
+        listener.listen()
+        listener.settimeout(5)
 
+        def client(data):
+            one = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            one.connect(listener.getsockname())
+            one.setblocking(False)
+            one.send(data)
+            return one
 
-EVENTS = {
-    "an address of a NIC goes": (address_event(21, 2), True),
-    "an address of a NIC comes": (address_event(20, 2), True),
-    "an address of a user's device": (address_event(21, 99), False),
-    "a NIC goes down": (link_event(16, 2, 1), True),
-    "a NIC gets a VXLAN on top": (link_event(16, 2, 0), False),
-    "a NIC is deleted": (link_event(17, 2, 0), True),
-    "a user's device is deleted": (link_event(17, 99, 0xFFFFFFFF), False),
-    "the second of two messages": (address_event(20, 99) + address_event(21, 2), True),
-}
-
-
-@pytest.mark.parametrize(("data", "expected"), EVENTS.values(), ids=EVENTS.keys())
-def test_events_that_may_have_taken_routes_along(data, expected):
-    assert service.concerns(data, {2, 3}) is expected
+        for data in (b" ", b"x" * 2**17 + b"xx", b"[1]\n", b"{\n", b"\xff\n", b"[" * 99999 + b"\n"):
+            client(data)
+        client(b'{"op": "gone"}\n').close()
+        good = client(b'{"op": "status"}\n')
+        start = time.monotonic()
+        daemon._serve_waiting(Echo(), listener)
+        assert time.monotonic() - start < 5
+        assert json.loads(good.recv(1000)) == {"ok": True, "op": "status"}
+        assert len(dropped) == 7 and all(text.startswith("request dropped: ") for text in dropped)
 
 
 def test_a_ready_file_is_withdrawn_under_every_name(tmp_path, monkeypatch):
@@ -173,3 +191,12 @@ def test_a_ready_file_is_withdrawn_under_every_name(tmp_path, monkeypatch):
         store.vouch(uid, name)
     store.withdraw(2001)
     assert os.listdir(tmp_path) == ["bob"]
+
+
+def test_names_that_now_belong_to_another_uid_ask_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "READY", str(tmp_path))
+    monkeypatch.setattr(store.accounts, "current_uid", {"alice": 2001, "bob": 3002}.get)
+    for name, uid in (("alice", 2001), ("bob", 2002), ("left", 2003)):
+        store.vouch(uid, name)
+    store.withdraw_strangers()
+    assert os.listdir(tmp_path) == ["alice"]

@@ -76,6 +76,14 @@ BAD = {
     ),
     "exempt nonsense": (changed(exempt={"uids": ["12-x"]}), "exempt.uids\\[0\\]: '12-x' is neither"),
     "exempt name": (changed(exempt={"users": ["a b"]}), "exempt.users\\[0\\]: 'a b' is not an account name"),
+    "ingress without ports": (changed(ingress=[{"hosts": ["10.0.0.1"]}]), "ingress\\[0\\]: ports is missing"),
+    "a port too high": (changed(ingress=[{"hosts": ["10.0.0.1"], "ports": [65536]}]), "ingress\\[0\\].ports\\[0\\]: 65536 is not an integer"),
+    "ports backwards": (changed(control_ports=["6819-6817"]), "control_ports\\[0\\]: 6817 is not an integer from 6819"),
+    "too many ranges": (changed(control_ports=[*range(1, 18)]), "control_ports: 17 port ranges, the limit is 16"),
+    "an open control port": (
+        changed(ingress=[{"hosts": ["::/0"], "ports": ["6000-7000"]}], control_ports=[6818]),
+        "ingress\\[0\\].ports: 6000-7000 overlaps the control ports 6818-6818",
+    ),
     "boolean as number": (changed(ttl=True), "ttl: True is not an integer"),
 }
 

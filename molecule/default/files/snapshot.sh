@@ -23,12 +23,12 @@ echo '## packet filter'
 for save in iptables-save ip6tables-save; do
     $save 2>/dev/null | grep -e '^-A' -e UVN
 done
+nft list tables inet
 echo '## kernel parameters'
 sysctl --all --pattern 'l3mdev|forwarding|accept_ra$|igmp_max|mptcp.enabled' 2>/dev/null | sort
 echo '## BPF'
 ls /sys/fs/bpf
 echo '## units'
-systemctl list-unit-files --no-legend --no-pager --type=service,socket
 systemctl list-units --all --no-legend --no-pager --plain 'uvn*'
 echo '## PAM'
 sha256sum /etc/pam.d/*

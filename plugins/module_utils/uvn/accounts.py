@@ -24,6 +24,14 @@ def uid_of(name: str) -> int:
         raise UvnError(f"user {name!r} is unknown on this node; `getent passwd` must find the account") from None
 
 
+def current_uid(name: str) -> int | None:
+    """The UID of an account name, None when it is unknown."""
+    try:
+        return uid_of(name)
+    except UvnError:
+        return None
+
+
 def name_of(uid: int) -> str | None:
     """The account name of a UID, None when no account has it."""
     try:
@@ -54,9 +62,14 @@ def exempt_uids(site: Site) -> set[int]:
 
 
 def running_uids(site: Site) -> list[int]:
-    """Managed UIDs that have a process now (real UID, /proc/PID/status)."""
+    """Managed UIDs that have a process now."""
+    return sorted(uid for uid in real_uids() if not is_exempt(site, uid))
+
+
+def real_uids() -> set[int]:
+    """The real UIDs of all processes (/proc/PID/status), by which membership goes."""
     uids = {uid_of_process(int(pid)) for pid in os.listdir("/proc") if pid.isdigit()}
-    return sorted(uid for uid in uids if uid is not None and not is_exempt(site, uid))
+    return {uid for uid in uids if uid is not None}
 
 
 def uid_of_process(pid: int) -> int | None:

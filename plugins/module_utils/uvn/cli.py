@@ -14,6 +14,7 @@ import sys
 from typing import Any, Sequence
 
 from . import accounts
+from .abstract import COUNTERS
 from .client import request
 from .errors import UvnError
 from .identity import identify
@@ -73,8 +74,17 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         return _print_json(reply)
     node = reply["node"]
+    print(f"mode        {node['mode']}{'' if node['mode'] == 'enforce' else ': nothing is refused or dropped, users are not isolated'}")
     print(f"membership  {'attached' if node['membership'] else 'NOT ATTACHED: users are not isolated'}")
     print(f"sockets     {', '.join(f'{count} {name}' for name, count in node['sockets'].items())}")
+    print(f"guard       {', '.join(f'{count} {cause}' for cause, count in node['guard'].items())}")
+    abstract = node["abstract"]
+    off = "off: the kernel does not have bpf among its active security modules, users reach each other's abstract Unix sockets"
+    print(f"abstract    {', '.join(f'{abstract[name]} {name}' for name in COUNTERS) if abstract['attached'] else off}")
+    print(f"strays      {len(node['strays'])}")
+    for stray in node["strays"]:
+        holder = f"{stray['program']} (PID {stray['pid']})" if stray["pid"] else "no process found"
+        print(f"            {stray['user'] or stray['uid']}: {stray['protocol']} port {stray['port']}, {holder}")
     print(f"node        {'as planned' if not node['drift'] else 'differs from the plan:'}")
     for line in node["drift"]:
         print(f"            {line}")
@@ -146,7 +156,7 @@ def _same_netns(pid: int) -> bool:
 
 
 def _daemon(arguments: argparse.Namespace) -> int:
-    from .service import main as serve
+    from .daemon import main as serve
 
     return serve(arguments.site)
 

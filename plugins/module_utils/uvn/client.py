@@ -12,7 +12,7 @@ from typing import Any
 from .errors import UvnError
 
 SOCKET = "/run/uvn/uvnd.sock"
-TIMEOUT = 120  # seconds; a bulk request of 1,000 users takes its time
+TIMEOUT = 120  # seconds
 
 
 def request(message: dict[str, Any], path: str = SOCKET, timeout: float = TIMEOUT) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Sequence
 
-from .objects import Address, Member, Object, Route, Vrf, Vxlan
+from .objects import Address, Element, Guard, Member, Object, Route, Vrf, Vxlan
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def diff(desired: Sequence[Object], observed: Sequence[Object]) -> list[Change]:
     wanted = {obj.key: obj for obj in desired}
     there = {obj.key: obj for obj in observed}
     doomed = _doomed_links(wanted, there)
-    lost = {key for key, obj in there.items() if _lost_with(obj, doomed)}
+    lost = {key for key, obj in there.items() if _lost_with(obj, doomed) or _lost_with_guard(obj, wanted, there)}
 
     changes = [Change("delete", there[key]) for key in reversed(list(there)) if key in lost and isinstance(there[key], Member)]
     changes += [Change("delete", obj) for obj in there.values() if isinstance(obj, Vxlan) and obj.key in doomed]
@@ -71,3 +71,8 @@ def _lost_with(obj: Object, doomed: set) -> bool:
     if isinstance(obj, (Address, Member)):
         return obj.device in devices
     return isinstance(obj, Route) and any(nexthop.device in devices for nexthop in obj.nexthops)
+
+
+def _lost_with_guard(obj: Object, wanted: dict, there: dict) -> bool:
+    """Whether an element goes with a guard that is replaced as a whole."""
+    return isinstance(obj, Element) and any(isinstance(guard, Guard) and wanted.get(key) not in (None, guard) for key, guard in there.items())

@@ -13,27 +13,62 @@ import errno
 import ipaddress
 import os
 import socket
+import struct
 from dataclasses import replace
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from .diff import Change
 from .errors import UvnError
 from .identity import LINK_GROUP, LINK_GROUP_MASK, Identity
+from .netlink import (
+    HEADER,
+    IFADDR,
+    IFINFO,
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    RTMSG,
+    RTNEXTHOP,
+    Message,
+    Netlink,
+    Refused,
+    attributes_of,
+    decode,
+    encode,
+    number_of,
+    pack,
+    pack_attributes,
+    u32,
+)
 from .objects import TABLE_LOCAL, TABLE_MAIN, Address, Dummy, Nexthop, Object, Route, Rule, Sysctl, Vrf, Vxlan
 from .underlay import Host, Nic
 
 try:
     os.environ["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin"  # pyroute2 up to 0.9.6 runs `uname` and `file` when imported
-    from pyroute2 import IPRoute
-    from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST
-    from pyroute2.netlink.exceptions import NetlinkError
-    from pyroute2.netlink.rtnl import RTM_DELADDR, RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE, RTM_NEWADDR
-    from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+    from pyroute2.netlink.rtnl.fibmsg import fibmsg
     from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-    from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+    PYROUTE2_ERROR = None
 except ImportError as error:
-    IPRoute = None
     PYROUTE2_ERROR = str(error)
+
+# include/uapi/linux/rtnetlink.h
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
+RTM_NEWLINKPROP = 108
+RTM_DELQDISC, RTM_GETTFILTER = 37, 46
+CLSACT, CLSACT_HANDLE, CLSACT_INGRESS, CLSACT_EGRESS = 0xFFFFFFF1, 0xFFFF0000, 0xFFFFFFF2, 0xFFFFFFF3  # linux/pkt_sched.h
+TCMSG = struct.Struct("=BxxxiIII")  # struct tcmsg: family, index, handle, parent, info
+RT_TABLE_COMPAT = 252  # the field of a message whose table does not fit into 8 bits
+IFLA_IFNAME, IFLA_AF_SPEC, IFLA_GROUP = 3, 26, 27
+IFLA_INET_CONF, IPV4_DEVCONF_ACCEPT_LOCAL = 1, 23  # include/uapi/linux/if_link.h, ip.h
+IFA_ADDRESS, IFA_LOCAL, IFA_CACHEINFO, IFA_FLAGS = 1, 2, 6, 8
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5, 6, 7, 9, 15
+RTM_F_CLONED = 0x200
 
 PROTOCOL = 117  # 'u': our routes, RTA protocol (include/uapi/linux/rtnetlink.h leaves numbers above 4 to user space)
 PROTOCOL_KERNEL = 2
@@ -43,18 +78,19 @@ SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_HOST, SCOPE_NOWHERE = 0, 253, 254, 255
 IFA_F_NODAD, IFA_F_DEPRECATED, IFA_F_NOPREFIXROUTE = 0x02, 0x20, 0x200
 FOREVER = 0xFFFFFFFF  # seconds, INFINITY_LIFE_TIME
 IFF_UP = 0x1
+UP = {"flags": IFF_UP, "change": IFF_UP}
 RTNH_F_ONLINK = 4
 ADDR_GEN_MODE_NONE = 1
 FR_ACT_TO_TBL, FR_ACT_UNREACHABLE = 1, 7
-NLM_F_DUMP_INTR = 0x10
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 VERSIONS = {socket.AF_INET: 4, socket.AF_INET6: 6}
+INTERFACES = {socket.AF_INET: ipaddress.IPv4Interface, socket.AF_INET6: ipaddress.IPv6Interface}
+NETWORKS = {socket.AF_INET: ipaddress.IPv4Network, socket.AF_INET6: ipaddress.IPv6Network}
+ANYWHERE = {socket.AF_INET: bytes(4), socket.AF_INET6: bytes(16)}
 GONE = (errno.ENODEV, errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL)
-DUMP_TRIES = 5
-
-
-class Interrupted(Exception):
-    """The kernel's tables changed during a dump (NLM_F_DUMP_INTR)."""
+NO_STATISTICS = ("IFLA_EXT_MASK", 1 << 3)  # RTEXT_FILTER_SKIP_STATS
+NEW = NLM_F_ACK | NLM_F_CREATE
+DELETE = SET = NLM_F_ACK
 
 
 class Kernel:
@@ -64,12 +100,12 @@ class Kernel:
     """
 
     def __init__(self) -> None:
-        if IPRoute is None:
+        if PYROUTE2_ERROR:
             raise UvnError(f"pyroute2 >= 0.7.2 is missing ({PYROUTE2_ERROR}); install the package python3-pyroute2")
-        self._ipr = IPRoute(strict_check=True, ext_ack=True)
+        self._netlink = Netlink()
 
     def close(self) -> None:
-        self._ipr.close()
+        self._netlink.close()
 
     # -- observe ---------------------------------------------------------------------------------------------------
 
@@ -90,14 +126,14 @@ class Kernel:
         names and is not ours.
         """
         links = {message["index"]: message for message in self._links(who, names)}
-        objects: list[Object] = [self._link_object(message) for message in links.values()]
+        objects: list[Object] = [_link_object(message) for message in links.values()]
         routes = list(self._routes(who.table))
         local = {route.destination.network_address for route, _protocol in routes if route.type == "local"}
         for index in links:
             objects += [replace(a, routed=a.interface.ip in local) for a in self.addresses(index)]
         objects += [route for route, protocol in routes if protocol != PROTOCOL_KERNEL]
-        index = socket_index(who.vrf)
-        objects += [route for route, _protocol in self._routes(reply_table, device=index)] if index else []
+        vrf = next((index for index, obj in zip(links, objects) if isinstance(obj, Vrf)), None)
+        objects += [route for route, _protocol in self._routes(reply_table, device=vrf)] if vrf else []
         if self._has_address(nat_device, who.nat6):
             objects.append(Address(nat_device, ipaddress.ip_interface(who.nat6)))
         return objects
@@ -110,31 +146,43 @@ class Kernel:
         """
         objects = sysctls(desired) + self._dummy(nat_device)
         objects += [r for r in self.rules() if r.priority in preferences or (r.priority == 0 and r.table == TABLE_LOCAL)]
-        return objects + [route for route, protocol in self._routes(TABLE_MAIN, 4) if protocol == PROTOCOL]
+        return objects + [route for route, protocol in self._routes(TABLE_MAIN) if protocol == PROTOCOL]
 
-    def vrfs(self) -> list[Vrf]:
-        """All VRFs of users on this node."""
-        dump = self._dump(ifinfmsg, RTM_GETLINK, [("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "vrf")]})])
-        return [self._link_object(message) for message in dump if _is_ours(message) and _link_kind(message) == "vrf"]
+    def devices(self, *kinds: str) -> dict[int, int]:
+        """UVN's devices of some kinds (`vrf`, `vxlan`, `dummy`): interface index -> link group."""
+        found = {}
+        for kind in kinds:
+            wanted = [("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", kind)]}), NO_STATISTICS]
+            for message in self._netlink.dump(encode(ifinfmsg, RTM_GETLINK, NLM_F_DUMP, wanted)):  # not decoded: there may be thousands
+                index = IFINFO.unpack_from(message.data, HEADER.size)[2]
+                group = number_of(attributes_of(message.data, HEADER.size + IFINFO.size).get(IFLA_GROUP)) or 0
+                if group & LINK_GROUP_MASK == LINK_GROUP:
+                    found[index] = group
+        return found
 
     def addresses(self, index: int) -> list[Address]:
         """Global and loopback addresses of a device."""
-        device = socket.if_indextoname(index)
-        found = []
-        for message in self._dump(ifaddrmsg, RTM_GETADDR, index=index):
-            if message["scope"] != SCOPE_LINK:
-                ip = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-                interface = ipaddress.ip_interface(f"{ip}/{message['prefixlen']}")
-                flags = message.get_attr("IFA_FLAGS") or message["flags"]
-                found.append(Address(device, interface, message["scope"] != SCOPE_HOST and not flags & IFA_F_DEPRECATED))
-        return found
+        device = index_name(index)
+        request = pack(RTM_GETADDR, NLM_F_DUMP, IFADDR.pack(0, 0, 0, 0, index), ())
+        found = (_address_object(message, device) for message in self._netlink.dump(request)) if device else ()
+        return [address for address in found if address]
+
+    def drop_idle_clsact(self, device: str) -> None:
+        """Remove the qdisc that classifiers hang on from a device where none is left."""
+        index = socket_index(device)
+        if index is None:
+            return
+        for parent in (CLSACT_INGRESS, CLSACT_EGRESS):
+            if self._netlink.dump(pack(RTM_GETTFILTER, NLM_F_DUMP, TCMSG.pack(0, index, 0, parent, 0), ())):
+                return
+        self._netlink.apply([pack(RTM_DELQDISC, DELETE, TCMSG.pack(0, index, CLSACT_HANDLE, CLSACT, 0), ())])
 
     def rules(self) -> list[Rule]:
         """All routing rules that a `Rule` can express."""
         found = []
         for version, family in FAMILIES.items():
-            for message in self._ipr.get_rules(family=family):
-                found += _rule_objects(message, version)
+            for message in self._netlink.dump(encode(fibmsg, RTM_GETRULE, NLM_F_DUMP, [], {"family": family})):
+                found += _rule_objects(decode(fibmsg, message), version)
         return found
 
     # -- apply -----------------------------------------------------------------------------------------------------
@@ -142,148 +190,24 @@ class Kernel:
     def apply(self, changes: Sequence[Change]) -> None:
         """Carry out changes of links, addresses, routes, rules and sysctls in their order.
 
-        All links of a user go in one request (by group), since the kernel waits about 20 ms for each one.
+        All links of a user that goes are deleted by one request (by group), since the kernel waits about 20 ms for each request.
+        Raises UvnError for the first change that the kernel refused; those after it may have been carried out.
         """
+        batch = Batch(self._netlink)
         groups = {c.object.group for c in changes if c.op == "delete" and isinstance(c.object, Vrf)}
         for change in changes:
             obj = change.object
-            if change.op == "delete" and isinstance(obj, Vxlan) and obj.group in groups:
-                continue
-            try:
-                self._apply(change)
-            except NetlinkError as error:
-                if error.code and not (change.op == "delete" and error.code in GONE):
-                    raise UvnError(_explain(change, error)) from None
-
-    def _apply(self, change: Change) -> None:
-        obj = change.object
-        if isinstance(obj, Sysctl):
-            _write_sysctl(obj.path, obj.value)
-        elif isinstance(obj, Vrf):
-            self._create_vrf(obj) if change.op == "create" else self._ipr.link("del", group=obj.group)
-        elif isinstance(obj, Vxlan):
-            self._create_vxlan(obj) if change.op == "create" else self._ipr.link("del", ifname=obj.device)
-        elif isinstance(obj, Dummy):
-            self._create_dummy(obj) if change.op == "create" else self._ipr.link("del", ifname=obj.device)
-        elif isinstance(obj, Address):
-            if change.op != "create":
-                self._address("del", obj)
-            if change.op != "delete":
-                self._address("replace", obj)
-        elif isinstance(obj, Route):
-            if change.op == "delete":
-                self._ipr.route("del", scope=SCOPE_NOWHERE, **_route_key(obj))
-            else:
-                self._ipr.route("replace", **_route_key(obj), **_route_value(obj))
-        elif isinstance(obj, Rule):
-            if change.op == "delete":
-                self._ipr.rule("del", **_rule_arguments(obj))
-            else:
-                protocol = PROTOCOL if obj.destination else PROTOCOL_KERNEL  # those without are the kernel's own, moved
-                self._ipr.rule("add", protocol=protocol, **_rule_arguments(obj))
-
-    def _create_dummy(self, dummy: Dummy) -> None:
-        self._ipr.link("add", ifname=dummy.device, kind="dummy", group=dummy.group)
-        self._bring_up(dummy.device)
-
-    def _create_vrf(self, vrf: Vrf) -> None:
-        self._ipr.link("add", ifname=vrf.device, kind="vrf", vrf_table=vrf.table, group=vrf.group)
-        self._bring_up(vrf.device)
-
-    def _create_vxlan(self, vxlan: Vxlan) -> None:
-        version = vxlan.remote.version
-        suffix = "" if version == 4 else "6"
-        attributes = {
-            f"vxlan_group{suffix}": str(vxlan.remote),
-            f"vxlan_local{suffix}": str(vxlan.local),
-            "vxlan_udp_csum" if version == 4 else "vxlan_udp_zero_csum6_tx": int(vxlan.udp_checksum == (version == 4)),
-        }
-        if version == 6:
-            attributes["vxlan_udp_zero_csum6_rx"] = int(not vxlan.udp_checksum)
-        self._ipr.link(
-            "add",
-            ifname=vxlan.device,
-            kind="vxlan",
-            group=vxlan.group,
-            master=_index(vxlan.vrf),
-            address=vxlan.mac,
-            mtu=vxlan.mtu,
-            vxlan_id=vxlan.vni,
-            vxlan_link=_index(vxlan.nic),
-            vxlan_port=vxlan.port,
-            vxlan_port_range={"low": vxlan.source_ports[0], "high": vxlan.source_ports[1]},
-            vxlan_ttl=vxlan.ttl,
-            vxlan_learning=1,
-            **attributes,
-        )
-        if vxlan.altname:
-            self._ipr.link("property_add", index=_index(vxlan.device), altname=vxlan.altname)
-        self._bring_up(vxlan.device)
-
-    def _bring_up(self, device: str) -> None:
-        """Up, without a link-local address: the kernel takes addrgenmode only after the creation."""
-        inet6 = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", ADDR_GEN_MODE_NONE)]}
-        self._ipr.link("set", index=_index(device), IFLA_AF_SPEC={"attrs": [("AF_INET6", inet6)]})
-        self._ipr.link("set", index=_index(device), state="up")
-
-    def _address(self, command: str, address: Address) -> None:
-        """Packed here since addr() of pyroute2 0.7.2 drops preferred lifetimes."""
-        interface = address.interface
-        flags = IFA_F_NOPREFIXROUTE | (IFA_F_NODAD if interface.version == 6 else 0)
-        preferred = FOREVER if address.selectable or interface.is_loopback else 0
-        attributes = [
-            ("IFA_LOCAL", str(interface.ip)),
-            ("IFA_ADDRESS", str(interface.ip)),
-            ("IFA_FLAGS", flags),
-            ("IFA_CACHEINFO", {"ifa_preferred": preferred, "ifa_valid": FOREVER, "cstamp": 0, "tstamp": 0}),
-        ]
-        fields = {
-            "family": FAMILIES[interface.version],
-            "prefixlen": interface.network.prefixlen,
-            "index": _index(address.device),
-            "scope": SCOPE_UNIVERSE if address.selectable else SCOPE_HOST,
-        }
-        kind, extra = (RTM_DELADDR, 0) if command == "del" else (RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE)
-        request = self._request(ifaddrmsg, attributes, fields)
-        tuple(self._ipr.nlm_request(request, msg_type=kind, msg_flags=NLM_F_REQUEST | NLM_F_ACK | extra))
+            if isinstance(obj, Sysctl):
+                batch.flush()
+                _write_sysctl(obj.path, obj.value)
+            elif not (change.op == "delete" and isinstance(obj, Vxlan) and obj.group in groups):
+                batch.add(change)
+        batch.flush()
 
     # -- netlink ---------------------------------------------------------------------------------------------------
 
-    def _dump(self, cls: type, message_type: int, attributes: Sequence = (), **fields: Any) -> tuple:
-        """A dump filtered by the kernel, repeated when the tables changed meanwhile."""
-        for _attempt in range(DUMP_TRIES):
-            try:
-                return self._dump_once(cls, message_type, attributes, fields)
-            except Interrupted:
-                continue
-        raise UvnError(f"the kernel's tables changed during {DUMP_TRIES} dumps in a row; try again when the node is calmer")
-
-    def _request(self, cls: type, attributes: Sequence, fields: dict) -> Any:
-        core = getattr(self._ipr, "asyncore", None)  # pyroute2 0.9: nlm_request() needs this key
-        if core is not None:
-            core.status.setdefault("nlm_generator", False)
-        request = cls()
-        for field in request.fields:
-            request[field[0]] = fields.get(field[0], 0)
-        request["attrs"] = [list(attribute) for attribute in attributes]
-        return request
-
-    def _dump_once(self, cls: type, message_type: int, attributes: Sequence, fields: dict) -> tuple:
-        request = self._request(cls, attributes, fields)
-        try:
-            reply = tuple(self._ipr.nlm_request(request, msg_type=message_type, msg_flags=NLM_F_REQUEST | NLM_F_DUMP))
-        except NetlinkError as error:
-            if error.code in (errno.ENOENT, 0):  # the table does not exist: empty
-                return ()
-            if error.code == -1:
-                raise Interrupted from None
-            raise UvnError(f"the kernel refused to list {cls.__name__}: {error}") from None
-        if any(message["header"]["flags"] & NLM_F_DUMP_INTR for message in reply):
-            raise Interrupted
-        return reply
-
     def _dummy(self, device: str) -> list[Object]:
-        link = self._link(ifname=device)
+        link = self._link(device)
         if link and not (_is_ours(link) and _link_kind(link) == "dummy"):
             raise UvnError(f"{device}: a {_link_kind(link) or 'device'} not made by UVN has the name it needs; rename or delete it")
         return [Dummy(device, link.get_attr("IFLA_GROUP"))] if link else []
@@ -293,85 +217,273 @@ class Kernel:
         index = socket_index(device)
         if index is None:
             return False
-        request = self._request(ifaddrmsg, [("IFA_ADDRESS", str(address))], {"family": socket.AF_INET6, "index": index})
+        wanted = pack(RTM_GETADDR, 0, IFADDR.pack(socket.AF_INET6, 0, 0, 0, index), [(IFA_ADDRESS, address.packed)])
         try:
-            return bool(tuple(self._ipr.nlm_request(request, msg_type=RTM_GETADDR, msg_flags=NLM_F_REQUEST)))
-        except NetlinkError as error:
+            self._netlink.get(wanted)
+        except Refused as error:
             if error.code in GONE:
                 return False
             raise UvnError(f"the kernel refused to say whether {device} has {address}: {error}") from None
+        return True
 
     def _routes(self, table: int, version: int | None = None, device: int | None = None) -> Iterator[tuple[Route, int]]:
         """The routes of a table, of both IP versions or one, over all devices or one, each with its protocol."""
-        attributes = [("RTA_TABLE", table)] + ([("RTA_OIF", device)] if device else [])
-        for family in [FAMILIES[version]] if version else FAMILIES.values():
-            for message in self._dump(rtmsg, RTM_GETROUTE, attributes, family=family):
-                route = _route_object(message)
-                if route:
-                    yield route, message["proto"]
+        family = FAMILIES[version] if version else socket.AF_UNSPEC
+        wanted = [(RTA_TABLE, u32(table))] + ([(RTA_OIF, u32(device))] if device else [])
+        names = _Names()
+        for message in self._netlink.dump(pack(RTM_GETROUTE, NLM_F_DUMP, RTMSG.pack(family, *[0] * 8), wanted)):
+            route = _route_object(message, names)
+            if route:
+                yield route, RTMSG.unpack_from(message.data, HEADER.size)[5]
 
-    def _link(self, **which: Any) -> Any:
+    def _link(self, device: str) -> Any:
         try:
-            return next(iter(self._ipr.link("get", **which)))
-        except NetlinkError as error:
+            return decode(ifinfmsg, self._netlink.get(encode(ifinfmsg, RTM_GETLINK, 0, [("IFLA_IFNAME", device), NO_STATISTICS])))
+        except Refused as error:
             if error.code == errno.ENODEV:
                 return None
-            raise UvnError(f"the kernel refused to show the link {which}: {error}") from None
+            raise UvnError(f"the kernel refused to show the link {device}: {error}") from None
 
-    def _links(self, who: Identity, names: Iterable[str]) -> Iterator[Any]:
-        """VRF and VXLANs of a user; those of a name, and the slaves of the VRF."""
-        vrf = self._link(ifname=who.vrf)
-        slaves = self._dump(ifinfmsg, RTM_GETLINK, [("IFLA_MASTER", vrf["index"])]) if vrf else ()
-        named = [self._link(ifname=name) for name in names]
-        found = {message["index"]: message for message in (vrf, *slaves, *named) if message}
-        for message in found.values():
-            if message.get_attr("IFLA_GROUP") != who.group:
+    def _links(self, who: Identity, names: Iterable[str]) -> list[Any]:
+        """VRF and VXLANs of a user; the slaves of the VRF, and those of a name."""
+        vrf = self._link(who.vrf)
+        found = [vrf] if vrf else []
+        if vrf:
+            slaves = encode(ifinfmsg, RTM_GETLINK, NLM_F_DUMP, [("IFLA_MASTER", vrf["index"]), NO_STATISTICS])
+            found += [decode(ifinfmsg, message) for message in self._netlink.dump(slaves)]
+        known = {message.get_attr("IFLA_IFNAME") for message in found}
+        found += filter(None, (self._link(name) for name in names if name not in known and name != who.vrf))
+        for message in found:
+            if not _is_ours(message):
                 device = message.get_attr("IFLA_IFNAME")
                 raise UvnError(
                     f"{device}: a {_link_kind(message) or 'device'} of link group {message.get_attr('IFLA_GROUP')}, not made by UVN "
                     f"(its group would be {who.group}); rename or delete it"
                 )
-            yield message
-
-    def _link_object(self, message: Any) -> Object:
-        name = message.get_attr("IFLA_IFNAME")
-        data = message.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
-        up = bool(message["flags"] & IFF_UP)
-        if _link_kind(message) == "vrf":
-            return Vrf(name, data.get_attr("IFLA_VRF_TABLE"), message.get_attr("IFLA_GROUP"), up)
-        remote = data.get_attr("IFLA_VXLAN_GROUP") or data.get_attr("IFLA_VXLAN_GROUP6") or "0.0.0.0"
-        version = ipaddress.ip_address(remote).version
-        ports = data.get_attr("IFLA_VXLAN_PORT_RANGE")
-        csum = data.get_attr("IFLA_VXLAN_UDP_CSUM") if version == 4 else not data.get_attr("IFLA_VXLAN_UDP_ZERO_CSUM6_TX")
-        properties = message.get_attr("IFLA_PROP_LIST")
-        return Vxlan(
-            device=name,
-            altname=properties.get_attr("IFLA_ALT_IFNAME") if properties else None,
-            vrf=index_name(message.get_attr("IFLA_MASTER")) or "",
-            group=message.get_attr("IFLA_GROUP"),
-            vni=data.get_attr("IFLA_VXLAN_ID"),
-            nic=index_name(data.get_attr("IFLA_VXLAN_LINK")) or "",
-            port=data.get_attr("IFLA_VXLAN_PORT"),
-            remote=ipaddress.ip_address(remote),
-            local=ipaddress.ip_address(
-                data.get_attr("IFLA_VXLAN_LOCAL") or data.get_attr("IFLA_VXLAN_LOCAL6") or ("0.0.0.0" if version == 4 else "::")
-            ),
-            ttl=data.get_attr("IFLA_VXLAN_TTL"),
-            source_ports=(ports["low"], ports["high"]),
-            udp_checksum=bool(csum),
-            mac=message.get_attr("IFLA_ADDRESS"),
-            mtu=message.get_attr("IFLA_MTU"),
-            up=up,
-        )
+        return found
 
     def _nic(self, device: str) -> Nic | None:
         """A device of the default VRF that is up, with its global addresses; None for any other."""
-        link = self._link(ifname=device)
+        link = self._link(device)
         if not link or not link["flags"] & IFF_UP or _is_ours(link):
             return None
         addresses = tuple(a.interface for a in self.addresses(link["index"]) if _is_global(a))
         accept_ra = int(_read_sysctl(f"net/ipv6/conf/{device}/accept_ra") or 0)
         return Nic(device, link.get_attr("IFLA_MTU"), addresses, accept_ra) if addresses else None
+
+
+class Batch:
+    """Changes on their way to the kernel: as many as possible in one system call."""
+
+    def __init__(self, netlink: Netlink) -> None:
+        self._netlink = netlink
+        self._waiting: list[tuple[Change, bytes]] = []
+        self._made: set[str] = set()  # devices that the waiting requests make
+        self._indices: dict[str, int] = {}
+
+    def add(self, change: Change) -> None:
+        """Encode a change. Raises UvnError when a device that it needs is not there."""
+        requests = _requests(change, self._index)  # which may flush
+        self._waiting += [(change, request) for request in requests]
+        if isinstance(change.object, (Vrf, Vxlan, Dummy)):
+            self._made.add(change.object.device)
+            self._indices.pop(change.object.device, None)
+
+    def flush(self) -> None:
+        """Send what waits. Raises UvnError for the first change that was refused."""
+        waiting, self._waiting, self._made = self._waiting, [], set()
+        for (change, _request), error in zip(waiting, self._netlink.apply([request for _change, request in waiting])):
+            if error and not (change.op == "delete" and error.code in GONE):
+                raise UvnError(_explain(change, error))
+
+    def _index(self, device: str) -> int:
+        if device in self._made:
+            self.flush()
+        if device not in self._indices:
+            index = socket_index(device)
+            if index is None:
+                raise UvnError(f"the device {device} is gone; it was there a moment ago, try again")
+            self._indices[device] = index
+        return self._indices[device]
+
+
+Index = Callable[[str], int]
+
+
+def _requests(change: Change, index: Index) -> list[bytes]:
+    """The netlink requests of one change; `index` gives the interface index of a device."""
+    obj = change.object
+    if isinstance(obj, (Vrf, Vxlan, Dummy)):
+        if change.op == "create":
+            return _create_link(obj, index)
+        which = ("IFLA_GROUP", obj.group) if isinstance(obj, Vrf) else ("IFLA_IFNAME", obj.device)
+        return [encode(ifinfmsg, RTM_DELLINK, DELETE, [which])]
+    if isinstance(obj, Address):
+        before = [_address(obj, RTM_DELADDR, DELETE, index)] if change.op != "create" else []
+        return before + ([_address(obj, RTM_NEWADDR, NEW | NLM_F_REPLACE, index)] if change.op != "delete" else [])
+    if isinstance(obj, Route):
+        return [_delete_route(obj) if change.op == "delete" else _replace_route(obj, index)]
+    if isinstance(obj, Rule):
+        return [_rule(obj, RTM_DELRULE, DELETE) if change.op == "delete" else _rule(obj, RTM_NEWRULE, NEW | NLM_F_EXCL)]
+    raise AssertionError(f"no netlink request for {change}")
+
+
+def _create_link(obj: Vrf | Vxlan | Dummy, index: Index) -> list[bytes]:
+    if isinstance(obj, Vxlan):
+        return _create_vxlan(obj, index)
+    attributes = [("IFLA_IFNAME", obj.device), ("IFLA_GROUP", obj.group)]
+    if isinstance(obj, Dummy):
+        return [_down([*attributes, _link_info("dummy", [])]), *_bring_up(obj.device)]
+    attributes += [("IFLA_ADDRESS", obj.mac), _link_info("vrf", [("IFLA_VRF_TABLE", obj.table)])]
+    # Up at once: a VRF never gets a link-local address (addrconf_addr_gen, net/ipv6/addrconf.c).
+    return [encode(ifinfmsg, RTM_NEWLINK, NEW | NLM_F_EXCL, attributes, UP), _accept_local(obj.device)]
+
+
+def _accept_local(device: str) -> bytes:
+    """By hand: pyroute2 knows IFLA_INET_CONF only as the kernel sends it, an array, and not as it takes it, attributes."""
+    accept = pack_attributes([(IPV4_DEVCONF_ACCEPT_LOCAL, u32(1))])
+    inet = pack_attributes([(socket.AF_INET, pack_attributes([(IFLA_INET_CONF, accept)]))])
+    return pack(RTM_NEWLINK, SET, IFINFO.pack(0, 0, 0, 0, 0), [(IFLA_IFNAME, device.encode() + b"\0"), (IFLA_AF_SPEC, inet)])
+
+
+def _create_vxlan(vxlan: Vxlan, index: Index) -> list[bytes]:
+    version = vxlan.remote.version
+    suffix = "" if version == 4 else "6"
+    data: list[tuple[str, Any]] = [
+        ("IFLA_VXLAN_ID", vxlan.vni),
+        ("IFLA_VXLAN_LINK", index(vxlan.nic)),
+        ("IFLA_VXLAN_PORT", vxlan.port),
+        ("IFLA_VXLAN_PORT_RANGE", {"low": vxlan.source_ports[0], "high": vxlan.source_ports[1]}),
+        ("IFLA_VXLAN_TTL", vxlan.ttl),
+        ("IFLA_VXLAN_LEARNING", 1),
+        (f"IFLA_VXLAN_GROUP{suffix}", str(vxlan.remote)),
+        (f"IFLA_VXLAN_LOCAL{suffix}", str(vxlan.local)),
+    ]
+    if version == 4:
+        data.append(("IFLA_VXLAN_UDP_CSUM", int(vxlan.udp_checksum)))
+    else:
+        data += [(f"IFLA_VXLAN_UDP_ZERO_CSUM6_{way}", int(not vxlan.udp_checksum)) for way in ("TX", "RX")]
+    attributes = [
+        ("IFLA_IFNAME", vxlan.device),
+        ("IFLA_GROUP", vxlan.group),
+        ("IFLA_MASTER", index(vxlan.vrf)),
+        ("IFLA_ADDRESS", vxlan.mac),
+        ("IFLA_MTU", vxlan.mtu),
+        _link_info("vxlan", data),
+    ]
+    return [_down(attributes), *_altname(vxlan), *_bring_up(vxlan.device)]
+
+
+def _down(attributes: Sequence) -> bytes:
+    """A new link that is down: the kernel takes alternative names and the way of link-local addresses only afterwards."""
+    return encode(ifinfmsg, RTM_NEWLINK, NEW | NLM_F_EXCL, attributes)
+
+
+def _altname(vxlan: Vxlan) -> list[bytes]:
+    if vxlan.altname is None:
+        return []
+    names = ("IFLA_PROP_LIST", {"attrs": [("IFLA_ALT_IFNAME", vxlan.altname)]})
+    return [encode(ifinfmsg, RTM_NEWLINKPROP, NEW | NLM_F_EXCL, [("IFLA_IFNAME", vxlan.device), names])]
+
+
+def _bring_up(device: str) -> list[bytes]:
+    """Up, without a link-local address."""
+    inet6 = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", ADDR_GEN_MODE_NONE)]}
+    without = [("IFLA_IFNAME", device), ("IFLA_AF_SPEC", {"attrs": [("AF_INET6", inet6)]})]
+    return [
+        encode(ifinfmsg, RTM_NEWLINK, SET, without),
+        encode(ifinfmsg, RTM_NEWLINK, SET, [("IFLA_IFNAME", device)], UP),
+    ]
+
+
+def _link_info(kind: str, data: Sequence) -> tuple[str, dict]:
+    about = [("IFLA_INFO_DATA", {"attrs": list(data)})] if data else []
+    return "IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", kind), *about]}
+
+
+def _address(address: Address, kind: int, flags: int, index: Index) -> bytes:
+    interface = address.interface
+    preferred = FOREVER if address.selectable or interface.is_loopback else 0
+    attributes = [
+        (IFA_LOCAL, interface.ip.packed),
+        (IFA_ADDRESS, interface.ip.packed),
+        (IFA_FLAGS, u32(IFA_F_NOPREFIXROUTE | (IFA_F_NODAD if interface.version == 6 else 0))),
+        (IFA_CACHEINFO, u32(preferred) + u32(FOREVER) + bytes(8)),
+    ]
+    scope = SCOPE_UNIVERSE if address.selectable else SCOPE_HOST
+    body = IFADDR.pack(FAMILIES[interface.version], interface.network.prefixlen, 0, scope, index(address.device))
+    return pack(kind, flags, body, attributes)
+
+
+def _delete_route(route: Route) -> bytes:
+    return pack(RTM_DELROUTE, DELETE, _route_body(route, 0, SCOPE_NOWHERE, 0, 0), _route_key(route))
+
+
+def _replace_route(route: Route, index: Index) -> bytes:
+    attributes = _route_key(route)
+    if route.source:
+        attributes.append((RTA_PREFSRC, route.source.packed))
+    flags = 0
+    if len(route.nexthops) > 1:
+        attributes.append((RTA_MULTIPATH, b"".join(_hop(hop, index) for hop in route.nexthops)))
+    for hop in route.nexthops if len(route.nexthops) == 1 else ():
+        attributes += [(RTA_OIF, u32(index(hop.device))), *_gateway(hop)]
+        flags = _onlink(hop)
+    return pack(RTM_NEWROUTE, NEW | NLM_F_REPLACE, _route_body(route, PROTOCOL, _scope(route), ROUTE_NUMBERS[route.type], flags), attributes)
+
+
+def _route_body(route: Route, protocol: int, scope: int, kind: int, flags: int) -> bytes:
+    table = route.table if route.table < 256 else RT_TABLE_COMPAT
+    return RTMSG.pack(FAMILIES[route.destination.version], route.destination.prefixlen, 0, 0, table, protocol, scope, kind, flags)
+
+
+def _route_key(route: Route) -> list[tuple[int, bytes]]:
+    """What names a route, whoever made it."""
+    destination = route.destination
+    key = [(RTA_TABLE, u32(route.table)), (RTA_PRIORITY, u32(route.metric))]
+    return key + ([(RTA_DST, destination.network_address.packed)] if destination.prefixlen else [])
+
+
+def _hop(hop: Nexthop, index: Index) -> bytes:
+    gateway = pack_attributes(_gateway(hop))
+    return RTNEXTHOP.pack(RTNEXTHOP.size + len(gateway), _onlink(hop), hop.weight - 1, index(hop.device)) + gateway
+
+
+def _gateway(hop: Nexthop) -> list[tuple[int, bytes]]:
+    return [(RTA_GATEWAY, hop.gateway.packed)] if hop.gateway else []
+
+
+def _onlink(hop: Nexthop) -> int:
+    return RTNH_F_ONLINK if hop.gateway else 0
+
+
+def _scope(route: Route) -> int:
+    """IPv4 wants a scope that fits (net/ipv4/fib_semantics.c); IPv6 ignores it."""
+    if route.type == "local":
+        return SCOPE_HOST
+    on_link = route.type == "unicast" and all(nexthop.gateway is None for nexthop in route.nexthops)
+    return SCOPE_LINK if on_link else SCOPE_UNIVERSE
+
+
+def _rule(rule: Rule, kind: int, flags: int) -> bytes:
+    attributes: list[tuple[str, Any]] = [("FRA_PRIORITY", rule.priority)]
+    fields = {"family": FAMILIES[rule.version], "action": FR_ACT_UNREACHABLE if rule.table == "unreachable" else FR_ACT_TO_TBL}
+    if kind == RTM_NEWRULE:
+        moved = not (rule.destination or rule.mark)  # the kernel's own rules have neither
+        attributes.append(("FRA_PROTOCOL", PROTOCOL_KERNEL if moved else PROTOCOL))
+    if rule.table == "l3mdev":
+        attributes.append(("FRA_L3MDEV", 1))
+    elif isinstance(rule.table, int):
+        attributes.append(("FRA_TABLE", rule.table))
+        fields["table"] = rule.table if rule.table < 256 else RT_TABLE_COMPAT
+    if rule.local:
+        attributes.append(("FRA_IIFNAME", "lo"))
+    if rule.mark:
+        attributes.append(("FRA_FWMARK", rule.mark))
+    if rule.destination:
+        attributes.append(("FRA_DST", str(rule.destination.network_address)))
+        fields["dst_len"] = rule.destination.prefixlen
+    return encode(fibmsg, kind, flags, attributes, fields)
 
 
 def sysctls(desired: Iterable[Object]) -> list[Object]:
@@ -396,24 +508,51 @@ def index_name(index: int | None) -> str | None:
 
 
 def socket_index(device: str) -> int | None:
-    """Index of a device, None when there is none."""
+    """Index of a device, None when there is none: for that answer the kernel runs modprobe (dev_load, net/core/dev_ioctl.c)."""
     try:
         return socket.if_nametoindex(device)
     except OSError:
         return None
 
 
-def _index(device: str) -> int:
-    index = socket_index(device)
-    if index is None:
-        raise UvnError(f"the device {device} is gone; it was there a moment ago, try again")
-    return index
-
-
 def _explain(change: Change, error: Any) -> str:
     if isinstance(change.object, (Vrf, Vxlan)) and error.code in (errno.EOPNOTSUPP, errno.ENOTSUP):
         return f"cannot {change}: this kernel has no {change.object.kind} module; install it (Ubuntu: linux-modules-extra)"
-    return f"cannot {change}: {error.args[1] if len(error.args) > 1 else error}"
+    return f"cannot {change}: {error}"
+
+
+def _link_object(message: Any) -> Object:
+    name = message.get_attr("IFLA_IFNAME")
+    data = message.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
+    up = bool(message["flags"] & IFF_UP)
+    if _link_kind(message) == "vrf":
+        accept_local = message.get_attr("IFLA_AF_SPEC").get_attr("AF_INET")["accept_local"]
+        group, mac = message.get_attr("IFLA_GROUP"), message.get_attr("IFLA_ADDRESS")
+        return Vrf(name, data.get_attr("IFLA_VRF_TABLE"), group, mac, up, bool(accept_local))
+    remote = data.get_attr("IFLA_VXLAN_GROUP") or data.get_attr("IFLA_VXLAN_GROUP6") or "0.0.0.0"
+    version = ipaddress.ip_address(remote).version
+    ports = data.get_attr("IFLA_VXLAN_PORT_RANGE")
+    csum = data.get_attr("IFLA_VXLAN_UDP_CSUM") if version == 4 else not data.get_attr("IFLA_VXLAN_UDP_ZERO_CSUM6_TX")
+    properties = message.get_attr("IFLA_PROP_LIST")
+    return Vxlan(
+        device=name,
+        altname=properties.get_attr("IFLA_ALT_IFNAME") if properties else None,
+        vrf=index_name(message.get_attr("IFLA_MASTER")) or "",
+        group=message.get_attr("IFLA_GROUP"),
+        vni=data.get_attr("IFLA_VXLAN_ID"),
+        nic=index_name(data.get_attr("IFLA_VXLAN_LINK")) or "",
+        port=data.get_attr("IFLA_VXLAN_PORT"),
+        remote=ipaddress.ip_address(remote),
+        local=ipaddress.ip_address(
+            data.get_attr("IFLA_VXLAN_LOCAL") or data.get_attr("IFLA_VXLAN_LOCAL6") or ("0.0.0.0" if version == 4 else "::")
+        ),
+        ttl=data.get_attr("IFLA_VXLAN_TTL"),
+        source_ports=(ports["low"], ports["high"]),
+        udp_checksum=bool(csum),
+        mac=message.get_attr("IFLA_ADDRESS"),
+        mtu=message.get_attr("IFLA_MTU"),
+        up=up,
+    )
 
 
 def _is_ours(message: Any) -> bool:
@@ -437,74 +576,63 @@ def _is_site_route(route: Route) -> bool:
     return all(nexthop.device != "lo" for nexthop in route.nexthops)
 
 
-def _route_object(message: Any) -> Route | None:
-    version = VERSIONS[message["family"]]
-    kind = ROUTE_TYPES.get(message["type"])
-    if kind is None or message["flags"] & 0x200:  # RTM_F_CLONED
+def _address_object(message: Message, device: str) -> Address | None:
+    family, prefix, flags, scope, _index = IFADDR.unpack_from(message.data, HEADER.size)
+    if scope == SCOPE_LINK or family not in VERSIONS:
         return None
-    destination = f"{message.get_attr('RTA_DST') or ('0.0.0.0' if version == 4 else '::')}/{message['dst_len']}"
-    source = message.get_attr("RTA_PREFSRC")
+    attributes = attributes_of(message.data, HEADER.size + IFADDR.size)
+    packed = attributes.get(IFA_LOCAL) or attributes[IFA_ADDRESS]
+    flags = number_of(attributes.get(IFA_FLAGS)) or flags
+    return Address(device, INTERFACES[family]((packed, prefix)), scope != SCOPE_HOST and not flags & IFA_F_DEPRECATED)
+
+
+class _Names(dict):
+    """Interface index -> name, each asked for once; `if7` where there is none."""
+
+    def __missing__(self, index: int) -> str:
+        self[index] = index_name(index) or f"if{index}"
+        return self[index]
+
+
+def _route_object(message: Message, names: _Names) -> Route | None:
+    family, length, _source, _tos, table, _protocol, _scope_, number, flags = RTMSG.unpack_from(message.data, HEADER.size)
+    kind = ROUTE_TYPES.get(number)
+    if kind is None or flags & RTM_F_CLONED or family not in VERSIONS:
+        return None
+    attributes = attributes_of(message.data, HEADER.size + RTMSG.size)
+    source = attributes.get(RTA_PREFSRC)
     return Route(
-        table=message.get_attr("RTA_TABLE") or message["table"],
-        destination=ipaddress.ip_network(destination, strict=False),
-        metric=message.get_attr("RTA_PRIORITY") or 0,
+        table=number_of(attributes.get(RTA_TABLE)) or table,
+        destination=NETWORKS[family]((attributes.get(RTA_DST, ANYWHERE[family]), length), strict=False),
+        metric=number_of(attributes.get(RTA_PRIORITY)) or 0,
         type=kind,
-        nexthops=_nexthops(message) if kind in ("unicast", "local") else (),
+        nexthops=_nexthops(attributes, names) if kind in ("unicast", "local") else (),
         source=ipaddress.ip_address(source) if source else None,
     )
 
 
-def _nexthops(message: Any) -> tuple[Nexthop, ...]:
-    hops = message.get_attr("RTA_MULTIPATH")
-    if hops:
-        return tuple(sorted((_nexthop(hop, hop["oif"], hop["hops"] + 1) for hop in hops), key=repr))
-    return (_nexthop(message, message.get_attr("RTA_OIF"), 1),)
+def _nexthops(attributes: dict[int, bytes], names: _Names) -> tuple[Nexthop, ...]:
+    several = attributes.get(RTA_MULTIPATH, b"")
+    if not several:
+        return (_nexthop(attributes, number_of(attributes.get(RTA_OIF)) or 0, 1, names),)
+    hops, offset = [], 0
+    while offset + RTNEXTHOP.size <= len(several):
+        length, _flags, more, index = RTNEXTHOP.unpack_from(several, offset)
+        hops.append(_nexthop(attributes_of(several[offset : offset + length], RTNEXTHOP.size), index, more + 1, names))
+        offset += length + -length % 4
+    return tuple(sorted(hops, key=repr))
 
 
-def _nexthop(message: Any, index: int, weight: int) -> Nexthop:
-    gateway = message.get_attr("RTA_GATEWAY")
-    return Nexthop(index_name(index) or f"if{index}", ipaddress.ip_address(gateway) if gateway else None, weight)
-
-
-def _route_key(route: Route) -> dict[str, Any]:
-    """What names a route, whoever made it."""
-    family = FAMILIES[route.destination.version]
-    return {"family": family, "table": route.table, "dst": str(route.destination), "priority": route.metric}
-
-
-def _route_value(route: Route) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"type": ROUTE_NUMBERS[route.type], "proto": PROTOCOL, "scope": _scope(route)}
-    if route.source:
-        arguments["prefsrc"] = str(route.source)
-    if len(route.nexthops) > 1:
-        arguments["multipath"] = [_hop_arguments(nexthop, "hops") for nexthop in route.nexthops]
-    elif route.nexthops:
-        arguments.update(_hop_arguments(route.nexthops[0], None))
-    return arguments
-
-
-def _scope(route: Route) -> int:
-    """IPv4 wants a scope that fits (net/ipv4/fib_semantics.c); IPv6 ignores it."""
-    if route.type == "local":
-        return SCOPE_HOST
-    on_link = route.type == "unicast" and all(nexthop.gateway is None for nexthop in route.nexthops)
-    return SCOPE_LINK if on_link else SCOPE_UNIVERSE
-
-
-def _hop_arguments(nexthop: Nexthop, weight: str | None) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"oif": _index(nexthop.device)}
-    if weight:
-        arguments[weight] = nexthop.weight - 1
-    if nexthop.gateway:
-        arguments.update(gateway=str(nexthop.gateway), flags=RTNH_F_ONLINK)
-    return arguments
+def _nexthop(attributes: dict[int, bytes], index: int, weight: int, names: _Names) -> Nexthop:
+    gateway = attributes.get(RTA_GATEWAY)
+    return Nexthop(names[index], ipaddress.ip_address(gateway) if gateway else None, weight)
 
 
 def _rule_objects(message: Any, version: int) -> list[Rule]:
     priority = message.get_attr("FRA_PRIORITY") or 0
     destination, device = message.get_attr("FRA_DST"), message.get_attr("FRA_IIFNAME")
     network = ipaddress.ip_network(f"{destination}/{message['dst_len']}") if destination else None
-    known = {"PRIORITY", "TABLE", "DST", "L3MDEV", "PROTOCOL", "SUPPRESS_PREFIXLEN", "IIFNAME", "UNSPEC"}
+    known = {"PRIORITY", "TABLE", "DST", "L3MDEV", "PROTOCOL", "SUPPRESS_PREFIXLEN", "IIFNAME", "FWMARK", "FWMASK", "UNSPEC"}
     if any(name[len("FRA_") :] not in known for name, _value in message["attrs"]) or device not in (None, "lo"):
         return []
     if message["action"] == FR_ACT_UNREACHABLE:
@@ -512,21 +640,7 @@ def _rule_objects(message: Any, version: int) -> list[Rule]:
     if message["action"] != FR_ACT_TO_TBL:
         return []
     table = "l3mdev" if message.get_attr("FRA_L3MDEV") else message.get_attr("FRA_TABLE")
-    return [Rule(version, priority, table, network, device == "lo")]
-
-
-def _rule_arguments(rule: Rule) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"family": FAMILIES[rule.version], "priority": rule.priority}
-    arguments["action"] = FR_ACT_UNREACHABLE if rule.table == "unreachable" else FR_ACT_TO_TBL
-    if rule.table == "l3mdev":
-        arguments["l3mdev"] = 1
-    elif isinstance(rule.table, int):
-        arguments["table"] = rule.table
-    if rule.local:
-        arguments["iifname"] = "lo"
-    if rule.destination:
-        arguments.update(dst=str(rule.destination.network_address), dst_len=rule.destination.prefixlen)
-    return arguments
+    return [Rule(version, priority, table, network, device == "lo", message.get_attr("FRA_FWMARK") or 0)]
 
 
 def _read_sysctl(path: str) -> str | None:

@@ -14,7 +14,7 @@ import os
 import sys
 
 SOCKET = "/run/uvn/uvnd.sock"
-TIMEOUT = 30  # seconds
+TIMEOUT = 60  # seconds
 REFUSED = "UVN: no private network for {user}: {reason}; the login is refused, please tell the administrators"
 
 
@@ -24,7 +24,7 @@ def main():
     if not user or any(character in user for character in '/"\\\n\t '):
         return refuse(user, "the account name is not acceptable")
     try:
-        reply = ask('{"op": "ensure", "user": "%s"}\n' % user)
+        reply = ask('{"op": "ensure", "brief": true, "user": "%s"}\n' % user)
     except OSError as error:
         return refuse(user, "uvnd does not answer at %s (%s)" % (SOCKET, error))
     if reply.startswith(b'{"ok": true'):

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Tuple, Union
+from typing import Any, ClassVar, Iterable, Tuple, Union
 
 Interface = Union[ipaddress.IPv4Interface, ipaddress.IPv6Interface]
 IpAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 IpNetwork = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
+Ports = Tuple[Tuple[int, int], ...]  # first and last port of ranges
 
 TABLE_MAIN = 254
 TABLE_LOCAL = 255
@@ -41,13 +42,18 @@ class Object:
 
 @dataclass(frozen=True)
 class Vrf(Object):
-    """A VRF device (drivers/net/vrf.c); `group` marks it as ours."""
+    """A VRF device (drivers/net/vrf.c); `group` marks it as ours.
+
+    `accept_local`: takes packets whose source is an address of the node (of a listed daemon on the node itself, see ingress).
+    """
 
     kind: ClassVar[str] = "vrf"
     device: str
     table: int
     group: int
+    mac: str
     up: bool = True
+    accept_local: bool = True
 
     @property
     def key(self):
@@ -153,7 +159,7 @@ class Route(Object):
 class Rule(Object):
     """A routing rule; `table` is a number, "l3mdev" (the packet's VRF names it) or "unreachable".
 
-    `local` limits it to packets that start on this node (iif lo).
+    `local` limits it to packets that start on this node (iif lo), `mark` to those with that mark.
     """
 
     kind: ClassVar[str] = "rule"
@@ -162,16 +168,17 @@ class Rule(Object):
     table: Union[int, str]
     destination: Union[IpNetwork, None] = None
     local: bool = False
+    mark: int = 0
 
     @property
     def key(self):
-        return (self.kind, self.version, self.priority, self.table, self.destination, self.local)
+        return (self.kind, self.version, self.priority, self.table, self.destination, self.local, self.mark)
 
     @property
     def name(self) -> str:
         to = f"to {self.destination} " if self.destination else ""
         what = f"lookup {self.table}" if isinstance(self.table, int) else self.table
-        return f"IPv{self.version} {self.priority}: {to}{'iif lo ' if self.local else ''}{what}"
+        return f"IPv{self.version} {self.priority}: {to}{'iif lo ' if self.local else ''}{f'fwmark {self.mark:#x} ' if self.mark else ''}{what}"
 
 
 @dataclass(frozen=True)
@@ -211,17 +218,94 @@ class Chain(Object):
 
 
 @dataclass(frozen=True)
+class Guard(Object):
+    """The nftables table that drops what leaves a user's network sideways.
+
+    Parameters
+    ----------
+    counters, sets: their names.
+    chains: name, hook (empty where another chain jumps there) and rules of each.
+    """
+
+    kind: ClassVar[str] = "guard"
+    counters: Tuple[str, ...]
+    sets: Tuple[str, ...]
+    chains: Tuple[Tuple[str, str, Tuple[str, ...]], ...]
+
+    @property
+    def key(self):
+        return (self.kind, "inet uvn")
+
+
+@dataclass(frozen=True)
+class Element(Object):
+    """An element of one of the guard's sets; `value` holds the fields of its key."""
+
+    kind: ClassVar[str] = "element"
+    set: str
+    value: Tuple[Union[int, IpAddress], ...]
+
+    @property
+    def key(self):
+        return (self.kind, self.set, self.value)
+
+    @property
+    def name(self) -> str:
+        return f"{self.set} {' . '.join(map(str, self.value))}"
+
+
+@dataclass(frozen=True)
 class Program(Object):
-    """The membership program on the root cgroup and what it decides by."""
+    """The membership programs on the root cgroup and what they decide by; `abstract`: with those for abstract Unix sockets."""
 
     kind: ClassVar[str] = "program"
     netns_cookie: int
     min_uid: int
     enforce: bool
+    abstract: bool = False
 
     @property
     def key(self):
         return (self.kind, "membership")
+
+
+@dataclass(frozen=True)
+class Ingress(Object):
+    """The programs that let listed hosts reach users' listeners.
+
+    Parameters
+    ----------
+    hosts: each network with the ports that are open to it; the longest prefix decides.
+    control: ports that no user may listen on, and that slurmstepd reaches in the default VRF.
+    current: the programs are attached, and those of the installed object.
+    """
+
+    kind: ClassVar[str] = "ingress"
+    hosts: Tuple[Tuple[IpNetwork, Ports], ...]
+    control: Ports
+    current: bool = True
+
+    @property
+    def key(self):
+        return (self.kind, "programs")
+
+    @property
+    def ports(self) -> Ports:
+        """The ports that are open to anybody."""
+        return merge(ports for _network, ports in self.hosts)
+
+
+@dataclass(frozen=True)
+class Classifier(Object):
+    """The program on what comes in by a device; `current` as for `Ingress`."""
+
+    kind: ClassVar[str] = "classifier"
+    device: str
+    current: bool = True
+
+    @property
+    def key(self):
+        return (self.kind, self.device)
 
 
 @dataclass(frozen=True)
@@ -240,6 +324,17 @@ class Member(Object):
     @property
     def name(self) -> str:
         return f"UID {self.uid}" if self.prefix_length == 32 else f"UIDs {self.uid}/{self.prefix_length}"
+
+
+def merge(several: Iterable[Ports]) -> Ports:
+    """The ports of several lists of ranges as the fewest ranges, in order."""
+    merged: list[Tuple[int, int]] = []
+    for first, last in sorted(port_range for ports in several for port_range in ports):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return tuple(merged)
 
 
 def _plain(value: Any) -> Any:

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Iterable, Sequence
+from typing import Iterable, Iterator, Sequence
 
+from .errors import UvnError
 from .identity import LINK_GROUP, LINK_GROUP_MASK, Identity, multicast_group, reply_table, short_name, vxlan_names
 from .membership import prefixes
 from .objects import (
@@ -15,17 +16,23 @@ from .objects import (
     TABLE_MAIN,
     Address,
     Chain,
+    Classifier,
     Dummy,
+    Element,
+    Guard,
+    Ingress,
     IpNetwork,
     Member,
     Nexthop,
     Object,
+    Ports,
     Program,
     Route,
     Rule,
     Sysctl,
     Vrf,
     Vxlan,
+    merge,
 )
 from .site import Site
 from .underlay import Attachment, Host, attach
@@ -34,14 +41,37 @@ SOURCE_PORTS = (512, 1023)  # of the outer packets: an unprivileged program on a
 NAT_DEVICE = "uvn"  # dummy in the default VRF that makes the IPv6 NAT addresses valid as a route's source
 LAST_RESORT = 4278198272  # metric of the unreachable default, as Documentation/networking/vrf.rst proposes
 
+# Connections that ingress lets in, and the MAC address of every VRF, which it sends them to (bpf/ingress.bpf.c).
+INGRESS_MARK = 0x55564E01
+VRF_MAC = "02:55:56:4e:00:01"
+
+PREFERENCES_INGRESS = (998, 999)
 PREFERENCE_L3MDEV = 1000  # FIB_RULE_PREF of net/core/fib_rules.c for l3mdev
 PREFERENCE_CLOSED = 32763
 PREFERENCE_REPLY = 32764
 PREFERENCE_LOCAL = 32765
-PREFERENCES = (PREFERENCE_L3MDEV, PREFERENCE_CLOSED, PREFERENCE_REPLY, PREFERENCE_LOCAL)
+PREFERENCES = (*PREFERENCES_INGRESS, PREFERENCE_L3MDEV, PREFERENCE_CLOSED, PREFERENCE_REPLY, PREFERENCE_LOCAL)
 
 FROM_OURS = f"--src-group {LINK_GROUP:#x}/{LINK_GROUP_MASK:#x}"
 TO_OURS = f"--dst-group {LINK_GROUP:#x}/{LINK_GROUP_MASK:#x}"
+IN_OURS = f"meta iifgroup & {LINK_GROUP_MASK:#x} == {LINK_GROUP:#x}"
+OUT_OURS = f"meta oifgroup & {LINK_GROUP_MASK:#x} == {LINK_GROUP:#x}"
+SYN = "tcp flags & (syn | ack) == syn"
+CAUSES = {  # what the guard counts and drops, each in a chain of its own
+    "foreign": "a user's packet into another user's network",
+    "stray": "a user's packet that leaves neither over the user's devices nor from the user's NAT address",
+    "forged": "a VXLAN frame that no kernel made",
+    "routed": "a packet to forward that is no reply to a NAT address",
+}
+SETS = {  # of the guard, with what they hold
+    "ports": "udp dport",
+    "exempt": "meta skuid",
+    "own": "meta skuid . meta oifgroup",
+    "nat4": "meta skuid . ip saddr",
+    "nat6": "meta skuid . ip6 saddr",
+}
+ICMP_ANSWERS = {4: (0, 3, 11), 6: (1, 2, 3, 129)}  # echo replies and errors (RFC 792, RFC 4443)
+LOG_RATE = "limit rate 6/minute burst 5 packets"
 
 ANY = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 LOOPBACK = {4: ipaddress.ip_network("127.0.0.0/8"), 6: ipaddress.ip_network("::1/128")}
@@ -51,7 +81,7 @@ def user_network(site: Site, who: Identity, host: Host) -> list[Object]:
     """Everything that makes the network of one user on one node, in the order of creation."""
     attachments = attach(site, host)
     names = _device_names(attachments, who.uid)
-    objects: list[Object] = [Vrf(who.vrf, who.table, who.group)]
+    objects: list[Object] = [Vrf(who.vrf, who.table, who.group, VRF_MAC)]
     objects += [_vxlan(site, who, attachment, name) for attachment, name in zip(attachments, names)]
     objects += _vrf_addresses(who, host, attachments)
     for attachment, (device, _altname) in zip(attachments, names):
@@ -59,12 +89,29 @@ def user_network(site: Site, who: Identity, host: Host) -> list[Object]:
         objects += _direct(who, attachment)
     objects += _mirrored(who, host, attachments)
     objects += _ends(site, who)
+    objects += own_elements(who)
     objects.append(Member(who.uid, who.vrf))
     return objects
 
 
-def node(site: Site, host: Host, netns_cookie: int, exempt: Iterable[int]) -> list[Object]:
-    """Everything a node needs once, in the order of creation; `exempt` are UIDs of exempt users and groups."""
+def own_elements(who: Identity) -> list[Object]:
+    """What the guard lets a user send by: devices of the own link group, and the own NAT addresses."""
+    return [Element("own", (who.uid, who.group)), Element("nat4", (who.uid, who.nat4)), Element("nat6", (who.uid, who.nat6))]
+
+
+def exempt_account(uid: int) -> list[Object]:
+    """An account that stays in the default VRF, to membership and to the guard."""
+    return [Element("exempt", (uid,)), Member(uid, None)]
+
+
+def node(
+    site: Site, host: Host, netns_cookie: int, exempt: Iterable[int], users: Iterable[Identity] = (), abstract: bool = False
+) -> list[Object]:
+    """Everything a node needs once, in the order of creation.
+
+    `exempt` are UIDs of exempt users and groups; `users` have networks: the guard is never made without what it lets them do;
+    `abstract`: the kernel can keep users apart on abstract Unix sockets.
+    """
     objects: list[Object] = [
         Sysctl("net/ipv4/tcp_l3mdev_accept", "1"),
         Sysctl("net/ipv4/udp_l3mdev_accept", "1"),
@@ -74,22 +121,31 @@ def node(site: Site, host: Host, netns_cookie: int, exempt: Iterable[int]) -> li
     objects += _forwarding(site, host)
     objects += _rules(site)
     objects += _multicast(site, attach(site, host))
-    objects += _chains(site, host.router)
-    objects += [Member(uid, None) for uid in sorted(set(exempt))]
+    objects += _chains(site)
+    objects.append(_guard(site, host.router))
+    objects += [Element("ports", (underlay.port,)) for underlay in site.underlays]
+    objects += _ingress(site, host)
+    for who in users:
+        objects += own_elements(who)
+    for uid in sorted(set(exempt)):
+        objects += exempt_account(uid)
     objects += [
         Member(value, None, length) for first, last in site.exempt.uids for value, length in prefixes(first, last)
     ]
-    objects.append(Program(netns_cookie, site.min_uid, enforce=True))
+    objects.append(Program(netns_cookie, site.min_uid, site.enforce, abstract))
     return _unique(objects)
 
 
 def _device_names(attachments: Sequence[Attachment], uid: int) -> list[tuple[str, str | None]]:
-    """A name for each VXLAN; the second underlay on one NIC takes the short form."""
+    """A name for each VXLAN; the second underlay on one NIC takes the short form. Raises UvnError when that is taken as well."""
     names: list[tuple[str, str | None]] = []
     for attachment in attachments:
         name = vxlan_names(attachment.nic.name, attachment.underlay.port, uid)
         if any(name[0] == taken for taken, _altname in names):
             name = short_name(attachment.underlay.port, uid), None
+        if any(name[0] == taken for taken, _altname in names):
+            port = attachment.underlay.port
+            raise UvnError(f"{name[0]}: no name is left for the VXLAN of UDP port {port}, another NIC's has it; rename that NIC or change the port")
         names.append(name)
     return names
 
@@ -207,19 +263,39 @@ def _multicast(site: Site, attachments: Sequence[Attachment]) -> list[Object]:
     ]
 
 
-def _chains(site: Site, router: bool) -> list[Object]:
-    """The iptables chains: SNAT to the NIC's address, FORWARD of replies only, no tracking of the overlay.
+def _ingress(site: Site, host: Host) -> list[Object]:
+    """What lets listed hosts in: programs, a classifier on every NIC and on lo, and the way out for the replies, which is root's."""
+    objects: list[Object] = []
+    if site.ingress or site.control_ports:
+        objects.append(Ingress(_open(site), site.control_ports))
+    if site.ingress:
+        objects.append(Sysctl("net/ipv4/tcp_fwmark_accept", "1"))
+        objects += [Classifier(device) for device in ("lo", *(nic.name for nic in host.nics))]
+        for version in (4, 6):
+            for preference, table in zip(PREFERENCES_INGRESS, (TABLE_LOCAL, TABLE_MAIN)):
+                objects.append(Rule(version, preference, table, local=True, mark=INGRESS_MARK))
+    return objects
 
-    A node that was no router before does not become one by the forwarding that the replies need. The VXLAN ports take packets only
-    from other kernels: from the underlay, and from source ports that unprivileged programs on no host can use.
+
+def _open(site: Site) -> tuple[tuple[IpNetwork, Ports], ...]:
+    """For each listed network all ports that are open to it; IPv4 has an entry of its own, which an IPv6 network never covers."""
+    networks = {network for entry in site.ingress for network in entry.hosts} | ({ANY[4]} if site.ingress else set())
+    found = [
+        (network, merge(entry.ports for entry in site.ingress if any(_within(network, host) for host in entry.hosts)))
+        for network in networks
+    ]
+    return tuple(sorted(found, key=lambda entry: (entry[0].version, entry[0])))
+
+
+def _chains(site: Site) -> list[Object]:
+    """The iptables chains: what must be accepted or translated where the site's firewall decides. What is dropped is the guard's.
+
+    SNAT to the NIC's address, FORWARD of replies, VXLAN from other kernels, no tracking of the overlay.
     """
     objects: list[Object] = []
+    admitted = (f"-p tcp -m devgroup {FROM_OURS} -m mark --mark {INGRESS_MARK:#x} -j ACCEPT",) if site.ingress else ()
     for version, nat in ((4, site.nat4), (6, site.nat6)):
-        forward = (
-            f"-d {nat} -m devgroup {TO_OURS} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-            f"-m devgroup {TO_OURS} -j DROP",
-            f"-m devgroup {FROM_OURS} -j DROP",
-        )
+        forward = f"-d {nat} -m devgroup {TO_OURS} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
         ports = "-m multiport --dports " + ",".join(str(underlay.port) for underlay in site.underlays)
         overlay = f"-p udp {ports} -j CT --notrack"
         low, high = SOURCE_PORTS
@@ -227,19 +303,71 @@ def _chains(site: Site, router: bool) -> list[Object]:
             Chain(version, "raw", "UVN-PREROUTING", (overlay, f"-m devgroup {FROM_OURS} -j CT --notrack")),
             Chain(version, "raw", "UVN-OUTPUT", (overlay, f"-m devgroup {TO_OURS} -j CT --notrack")),
             Chain(version, "nat", "UVN-POSTROUTING", (f"-s {nat} -m devgroup ! {TO_OURS} -j MASQUERADE",)),
-            Chain(
-                version,
-                "filter",
-                "UVN-INPUT",
-                (
-                    f"-p udp -m devgroup {FROM_OURS} {ports} -j DROP",
-                    f"-p udp -m udp --sport {low}:{high} {ports} -j ACCEPT",
-                    f"-p udp {ports} -j DROP",
-                ),
-            ),
-            Chain(version, "filter", "UVN-FORWARD", forward if router else (*forward, "-j DROP")),
+            Chain(version, "filter", "UVN-INPUT", (f"-p udp -m udp --sport {low}:{high} {ports} -j ACCEPT", *admitted, *_untracked(version))),
+            Chain(version, "filter", "UVN-FORWARD", (forward,)),
         ]
     return objects
+
+
+def _untracked(version: int) -> Iterator[str]:
+    """What a firewall accepts as `lo` or as ESTABLISHED, and no longer knows as that in users' networks, where nothing is tracked.
+
+    New connections from other nodes are left to the site's own rules. Only root answers from a privileged port.
+    """
+    ours = f"-m devgroup {FROM_OURS}"
+    yield f"-p tcp {ours} -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j ACCEPT"
+    yield f"{ours} -m addrtype --src-type LOCAL -j ACCEPT"
+    yield f"-p udp {ours} -m udp --sport 1:1023 -j ACCEPT"
+    protocol, match = ("icmp", "icmp --icmp-type") if version == 4 else ("ipv6-icmp", "icmp6 --icmpv6-type")
+    for kind in ICMP_ANSWERS[version]:
+        yield f"-p {protocol} {ours} -m {match} {kind} -j ACCEPT"
+
+
+def _guard(site: Site, router: bool) -> Guard:
+    """The guard (docs/threat-model.md). Sets hold what belongs to a user, so that its cost does not grow with their number.
+
+    The outer packets of the overlay still carry the user's socket; their source port tells them from forgeries. A packet without
+    a socket, such as a reset, is the kernel's own. A node that was no router before does not become one by the forwarding that
+    replies need.
+    """
+    kernel = "{}-{}".format(*SOURCE_PORTS)
+    output = (
+        f"{OUT_OURS} goto inward",
+        f"udp dport @ports udp sport {kernel} accept",
+        *((f"meta mark {INGRESS_MARK:#x} accept",) if site.ingress else ()),
+        f"meta skuid < {site.min_uid} accept",
+        "meta skuid . ip saddr @nat4 accept",
+        "meta skuid . ip6 saddr @nat6 accept",
+        *(f"meta skuid {exempt} accept" for exempt in _exempt_uids(site)),
+        f"meta skuid >= {site.min_uid} goto stray",
+    )
+    inward = (
+        "udp dport @ports goto forged",
+        "meta skuid . meta oifgroup @own accept",
+        f"meta skuid < {site.min_uid} accept",
+        *(f"meta skuid {exempt} {SYN} goto foreign" for exempt in _exempt_uids(site)),  # they answer users, and no more
+        *(f"meta skuid {exempt} accept" for exempt in _exempt_uids(site)),
+        f"meta skuid >= {site.min_uid} goto foreign",
+    )
+    input_ = (f"udp dport @ports {IN_OURS} goto forged", f"udp dport @ports udp sport != {kernel} goto forged")
+    forward = (
+        f"{OUT_OURS} ip daddr {site.nat4} ct state established,related accept",
+        f"{OUT_OURS} ip6 daddr {site.nat6} ct state established,related accept",
+        f"{OUT_OURS} goto routed",
+        f"{IN_OURS} goto routed",
+        *(() if router else ("goto routed",)),
+    )
+    verdict = "drop" if site.enforce else "accept"
+    causes = [
+        (cause, "", (f"counter name {cause}", f"{LOG_RATE} log prefix 'uvn {cause}: ' flags skuid", verdict)) for cause in CAUSES
+    ]
+    chains = [*causes, ("inward", "", inward), ("output", "output", output), ("input", "input", input_), ("forward", "forward", forward)]
+    return Guard(counters=tuple(sorted(CAUSES)), sets=tuple(sorted(SETS)), chains=tuple(sorted(chains)))
+
+
+def _exempt_uids(site: Site) -> list[str]:
+    """The exempt UIDs as nft matches them."""
+    return ["@exempt", *(f"{first}-{last}" for first, last in site.exempt.uids)]
 
 
 def _route(table: int, destination: IpNetwork, nexthops: tuple, source) -> Route:

@@ -13,22 +13,23 @@ import fcntl
 import os
 from typing import Callable, Iterable, Sequence
 
-from . import accounts, nat, plan
+from . import abstract, accounts, guard, nat, plan
 from .diff import Change, diff
 from .errors import NoNetwork, UvnError
 from .identity import LINK_GROUP, Identity, exempt_uid, identify, reply_table, uid_of_index
+from .ingress import Gate
 from .kernel import Kernel, index_name, socket_index, sysctls
 from .membership import EXEMPT, Config, Membership
-from .objects import TABLE_LOCAL, Chain, Member, Object, Program, Rule, Vrf, Vxlan
+from .objects import TABLE_LOCAL, Chain, Classifier, Element, Guard, Ingress, Member, Object, Program, Rule, Vrf, Vxlan
 from .site import PATH, Site, load
-from .store import RUN, Store, vouch, withdraw
+from .store import RUN, Store, vouch, vouched, withdraw
 from .underlay import Host
 
 PASSES = 3  # some changes undo others in the kernel (the last address of a link takes its routes along)
 
 
 class Reconciler:
-    """Exclusive access to this node's state. Use as a context manager.
+    """Exclusive access to this node's state. Use as a context manager, also within itself.
 
     Methods return the changes of the first pass, which check mode announces without making them, and raise UvnError.
     """
@@ -37,22 +38,34 @@ class Reconciler:
         self.site = site
         self.kernel = Kernel()
         self.membership = Membership()
+        self.abstract = abstract.Abstract()
+        self.guard = guard.Table()
+        self.gate = Gate()
         self.store = Store()
+        self._entered = 0
 
     @classmethod
     def open(cls, site_path: str = PATH) -> Reconciler:
         """Load the site and take the lock, waiting for whoever has it."""
         return cls(load(site_path))
 
+    @property
+    def held(self) -> bool:
+        """Whether the lock is held."""
+        return bool(self._entered)
+
     def __enter__(self) -> Reconciler:
-        os.makedirs(RUN, mode=0o755, exist_ok=True)
-        self._lock = os.open(f"{RUN}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        if not self._entered:
+            os.makedirs(RUN, mode=0o755, exist_ok=True)
+            self._lock = os.open(f"{RUN}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._entered += 1
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        os.close(self._lock)
-        self.kernel.close()
+        self._entered -= 1
+        if not self._entered:
+            os.close(self._lock)
 
     # -- users -----------------------------------------------------------------------------------------------------
 
@@ -74,18 +87,64 @@ class Reconciler:
         return changes
 
     def _user(self, uid: int, present: bool, check: bool, host: Host | None) -> list[Change]:
-        if accounts.is_exempt(self.site, uid):
-            return self._converge([Member(uid, None)] if present else [], lambda: self._member_of(uid), check)
-        who = identify(self.site, uid)
-        desired = plan.user_network(self.site, who, host or self.kernel.host())
         if present:
             self._refuse_half_a_node()
+        if present and not check:
+            self._restore_guard()
+        if accounts.is_exempt(self.site, uid):
+            desired = plan.exempt_account(uid)
+            return self._converge(desired if present else [], lambda: self._exempt_account(uid), check)
+        who = identify(self.site, uid)
+        desired = plan.user_network(self.site, who, host or self.kernel.host())
         return self._converge(desired if present else [], lambda: self._network(who, _devices(desired)), check)
 
     def uids(self) -> list[int]:
         """UIDs that have a network on this node."""
-        found = (uid_of_index(self.site, vrf.group - LINK_GROUP) for vrf in self.kernel.vrfs())
+        found = map(self.uid_of_group, self.kernel.devices("vrf").values())
         return sorted(uid for uid in found if uid is not None)
+
+    def known_uids(self) -> set[int]:
+        """UIDs that have a network, or a part of one, or shall have one."""
+        groups = self.kernel.devices("vrf", "vxlan").values()
+        found = {uid for uid in map(self.uid_of_group, groups) if uid is not None}
+        return found | set(self._members()) | self.store.persistent() | {uid for uid in vouched().values() if self.group_of(uid)}
+
+    def wanted_uids(self) -> set[int]:
+        """UIDs that have a network, whole but for what is damaged, or shall have one."""
+        return {*self.uids(), *self.store.persistent(), *vouched().values()}
+
+    def misplaced(self) -> set[int]:
+        """UIDs whose entry in the map and whose VRF do not belong together."""
+        devices = self.kernel.devices("vrf").items()
+        vrfs = {self.uid_of_group(group): index for index, group in devices}
+        members = self._members()
+        return {uid for uid in {*vrfs, *members} if uid is not None and vrfs.get(uid) != members.get(uid)}
+
+    def forget_devices(self, indices: set[int]) -> None:
+        """Withdraw membership in devices that were deleted by somebody else: the kernel may give an index away again."""
+        for uid, index in self._members().items():
+            if index in indices:
+                self.membership.delete(uid)
+
+    def device_of(self, uid: int) -> int | None:
+        """The interface index that sockets of a user are bound to, 0 for a user without a network; None for accounts that need none."""
+        return None if uid < self.site.min_uid or accounts.is_exempt(self.site, uid) else self.membership.get(uid) or 0
+
+    def group_of(self, uid: int) -> int | None:
+        """The link group of a user's devices, None for a UID that has no network by the site's decision."""
+        try:
+            return identify(self.site, uid).group
+        except NoNetwork:
+            return None
+
+    def uid_of_group(self, group: int) -> int | None:
+        """The UID whose devices have a link group."""
+        return uid_of_index(self.site, group - LINK_GROUP)
+
+    def _members(self) -> dict[int, int]:
+        """UID -> interface index of the membership entries of single users."""
+        entries = self.membership.entries().items()
+        return {uid: index for (uid, length), index in entries if length == 32 and index != EXEMPT}
 
     def describe(self, uid: int) -> list[Object]:
         """What exists of a user's network."""
@@ -95,15 +154,27 @@ class Reconciler:
 
     def _network(self, who: Identity, names: Iterable[str]) -> list[Object]:
         seen = self.kernel.network(who, names, reply_table(self.site), plan.NAT_DEVICE)
-        return seen + self._member_of(who.uid)
+        return seen + self.guard.existing(plan.own_elements(who)) + self._member_of(who.uid)
+
+    def _exempt_account(self, uid: int) -> list[Object]:
+        return self.guard.existing([Element("exempt", (uid,))]) + self._member_of(uid)
 
     def _member_of(self, uid: int) -> list[Object]:
         index = self.membership.get(uid)
         return [] if index is None else [_member(uid, 32, index)]
 
+    def node_is_up(self) -> bool:
+        """Whether the node has what users' networks stand on."""
+        return socket_index(plan.NAT_DEVICE) is not None
+
     def _refuse_half_a_node(self) -> None:
-        if socket_index(plan.NAT_DEVICE) is None:
+        if not self.node_is_up():
             raise UvnError("this node has no UVN state yet; run `uvn node apply`, or see `systemctl status uvn-node`")
+
+    def _restore_guard(self) -> None:
+        """A login does not wait until uvnd hears that somebody flushed the table."""
+        if not self.guard.exists():
+            self.node()
 
     # -- node ------------------------------------------------------------------------------------------------------
 
@@ -115,7 +186,9 @@ class Reconciler:
         """
         if not present:
             return self._remove_node(check)
-        desired = plan.node(self.site, self.kernel.host(), Membership.netns_cookie(), self._exempt())
+        users = [identify(self.site, uid) for uid in self.uids()]
+        cookie = Membership.netns_cookie()
+        desired = plan.node(self.site, self.kernel.host(), cookie, self._exempt(), users, abstract.possible())
         programs = [obj for obj in desired if isinstance(obj, Program)]
         ground = [obj for obj in desired if not isinstance(obj, Program)]
         last = diff(programs, self._program())
@@ -123,7 +196,9 @@ class Reconciler:
             return self._converge(ground, lambda: self._node(ground), check) + last
         waiting = [] if self.membership.attached() else accounts.running_uids(self.site)
         self.store.remember(sysctls(desired))
-        self.membership.load(Config(**vars(programs[0])))
+        self.membership.load(Config(cookie, self.site.min_uid, self.site.enforce))
+        if programs[0].abstract:
+            self.abstract.attach()
         if not waiting:
             self.membership.attach()
         changes = self._converge(ground, lambda: self._node(ground), check)
@@ -134,10 +209,11 @@ class Reconciler:
         return changes + last
 
     def _exempt(self) -> set[int]:
-        """Exempt accounts: those this node can list, and those it once let pass and would again."""
+        """Accounts exempt by name or group: those this node can list, and those it once let pass and would again."""
         entries = self.membership.entries()
         known = {uid for (uid, length), index in entries.items() if length == 32 and index == EXEMPT}
-        return accounts.exempt_uids(self.site) | {uid for uid in known if accounts.is_exempt(self.site, uid)}
+        named = {uid for uid in known if not exempt_uid(self.site, uid) and accounts.is_exempt(self.site, uid)}
+        return accounts.exempt_uids(self.site) | named
 
     def _serve_running_users(self) -> None:
         """A network for everybody who has a process, except UIDs that no range covers."""
@@ -146,31 +222,40 @@ class Reconciler:
                 self.user(uid)
 
     def _remove_node(self, check: bool) -> list[Change]:
-        """The way back: the program first, so that nobody is refused; then users; then the ground they stood on."""
-        changes = diff([], self._program())
+        """The way back: the programs first, so that nobody is refused; then users; then the ground they stood on.
+
+        The changes are those found before, since the program takes its maps along.
+        """
+        changes = diff([], self._program()) + self._clear(check=True)
         if not check:
+            self._apply_ingress([change for change in changes if isinstance(change.object, (Ingress, Classifier))])
+            self.abstract.detach()
             self.membership.detach()
+            self._clear(check=False)
+            self.store.forget()
+        return changes
+
+    def _clear(self, check: bool) -> list[Change]:
+        changes: list[Change] = []
         for uid in self.uids():
             changes += self.user(uid, present=False, check=check)
         desired: list[Object] = [Rule(version, 0, TABLE_LOCAL) for version in (4, 6)]
         desired += [rule for rule in self.kernel.rules() if rule.priority == plan.PREFERENCE_L3MDEV]  # the kernel's own
         desired += self.store.remembered()
-        changes += self._converge(desired, lambda: self._node(desired), check)
-        if not check:
-            self.store.forget()
-        return changes
+        return changes + self._converge(desired, lambda: self._node(desired), check)
 
     def _node(self, desired: Sequence[Object]) -> list[Object]:
         """What exists of the node's own state, in the order of creation."""
-        objects = self.kernel.node(desired, plan.NAT_DEVICE, plan.PREFERENCES) + nat.observe()
+        objects = self.kernel.node(desired, plan.NAT_DEVICE, plan.PREFERENCES) + nat.observe() + self.guard.observe()
         found = self.membership.entries().items()
-        return objects + [_member(uid, length, index) for (uid, length), index in found if index == EXEMPT]
+        objects += [_member(uid, length, index) for (uid, length), index in found if index == EXEMPT]
+        return objects + self.gate.observe(["lo", *(nic.name for nic in self.kernel.host().nics)])
 
     def _program(self) -> list[Object]:
         config = self.membership.config()
         if config is None or not self.membership.current():
             return []
-        return [Program(config.netns_cookie, config.min_uid, config.enforce)]
+        return [Program(config.netns_cookie, config.min_uid, config.enforce, self.abstract.current())]
 
     # -- both ------------------------------------------------------------------------------------------------------
 
@@ -208,11 +293,21 @@ class Reconciler:
         kind = _backend(batch[0].object)
         if kind is Chain:
             nat.apply(batch)
+        elif kind is Guard:
+            self.guard.apply(batch)
         elif kind is Member:
             for change in batch:
                 self._apply_member(change)
+        elif kind is Ingress:
+            self._apply_ingress(batch)
         else:
             self.kernel.apply(batch)
+
+    def _apply_ingress(self, changes: Sequence[Change]) -> None:
+        self.gate.apply(changes)
+        for change in changes:
+            if change.op == "delete" and isinstance(change.object, Classifier):
+                self.kernel.drop_idle_clsact(change.object.device)
 
     def _apply_member(self, change: Change) -> None:
         member = change.object
@@ -235,4 +330,8 @@ def _member(uid: int, length: int, ifindex: int) -> Member:
 
 
 def _backend(obj: Object) -> type:
-    return next((kind for kind in (Chain, Member) if isinstance(obj, kind)), Object)
+    if isinstance(obj, Element):
+        return Guard
+    if isinstance(obj, Classifier):
+        return Ingress
+    return next((kind for kind in (Chain, Guard, Ingress, Member) if isinstance(obj, kind)), Object)

@@ -20,6 +20,11 @@ VERSION = 1
 MAX_UID = 2**32 - 2  # 2**32 - 1 is "no UID" to the kernel
 MAX_VNI = 2**24 - 1  # RFC 7348, section 5
 MAX_TABLE = 2**32 - 1
+MAX_IDLE = 31536000  # seconds
+MODES = ("audit", "enforce")
+MAX_PORT = 65535
+MAX_PORT_RANGES = 16  # of a host and in all, RANGES in bpf/ingress.bpf.c
+MAX_HOSTS = 4000  # networks, uvn_hosts in bpf/ingress.bpf.c
 MAX_GROUPS = 256  # multicast groups one VXLAN port joins; the kernel charges each to net.core.optmem_max
 
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
@@ -36,6 +41,10 @@ DEFAULTS: dict[str, Any] = {
     "vni_base": 0,
     "table_base": 100000000,
     "exempt": {"users": [], "groups": [], "uids": ["61184-65519", "65534"]},
+    "idle": 900,
+    "mode": "enforce",
+    "ingress": [],
+    "control_ports": [],
 }
 
 
@@ -74,6 +83,14 @@ class Exempt:
 
 
 @dataclass(frozen=True)
+class Opening:
+    """Hosts that may connect to users' TCP listeners on some ports; `ports` are inclusive ranges."""
+
+    hosts: Tuple[Network, ...]
+    ports: Tuple[Tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
 class Site:
     """The validated configuration; see `docs/configuration.md` for every key."""
 
@@ -88,6 +105,15 @@ class Site:
     vni_base: int
     table_base: int
     exempt: Exempt
+    idle: int
+    mode: str
+    ingress: Tuple[Opening, ...]
+    control_ports: Tuple[Tuple[int, int], ...]
+
+    @property
+    def enforce(self) -> bool:
+        """Whether what is not allowed is refused and dropped; else it is only counted and logged."""
+        return self.mode == "enforce"
 
     def as_dict(self) -> dict[str, Any]:
         """The normalised file: every key present, networks and addresses in their canonical form."""
@@ -108,8 +134,12 @@ class Site:
             "exempt": {
                 "users": list(self.exempt.users),
                 "groups": list(self.exempt.groups),
-                "uids": [str(a) if a == b else f"{a}-{b}" for a, b in self.exempt.uids],
+                "uids": _ranges_text(self.exempt.uids),
             },
+            "idle": self.idle,
+            "mode": self.mode,
+            "ingress": [{"hosts": [str(n) for n in o.hosts], "ports": _ranges_text(o.ports)} for o in self.ingress],
+            "control_ports": _ranges_text(self.control_ports),
         }
 
 
@@ -154,9 +184,14 @@ def parse(data: Any) -> Site:
         vni_base=_integer(root.get("vni_base", DEFAULTS["vni_base"]), "vni_base", 0, MAX_VNI),
         table_base=_integer(root.get("table_base", DEFAULTS["table_base"]), "table_base", 256, MAX_TABLE),
         exempt=_exempt(root.get("exempt", {})),
+        idle=_integer(root.get("idle", DEFAULTS["idle"]), "idle", 0, MAX_IDLE),
+        mode=_choice(root.get("mode", DEFAULTS["mode"]), "mode", MODES),
+        ingress=_list(root.get("ingress", DEFAULTS["ingress"]), "ingress", _opening, empty=True),
+        control_ports=_list(root.get("control_ports", DEFAULTS["control_ports"]), "control_ports", _port_range, empty=True),
     )
     _check_underlays(site)
     _check_ranges(site)
+    _check_ingress(site)
     return site
 
 
@@ -187,6 +222,12 @@ def _integer(value: Any, path: str, low: int, high: int) -> int:
 def _boolean(value: Any, path: str) -> bool:
     if not isinstance(value, bool):
         raise UvnError(f"{path}: {value!r} is neither true nor false")
+    return value
+
+
+def _choice(value: Any, path: str, choices: Tuple[str, ...]) -> str:
+    if value not in choices:
+        raise UvnError(f"{path}: {value!r} is not one of {', '.join(choices)}")
     return value
 
 
@@ -258,11 +299,31 @@ def _exempt(value: Any) -> Exempt:
 
 
 def _uid_range(value: Any, path: str) -> Tuple[int, int]:
+    return _number_range(value, path, "a UID nor a range such as 61184-65519", 0, MAX_UID)
+
+
+def _opening(value: Any, path: str) -> Opening:
+    section = _section(value, path, {"hosts", "ports"}, required={"hosts", "ports"})
+    return Opening(
+        hosts=_list(section["hosts"], f"{path}.hosts", _network),
+        ports=_list(section["ports"], f"{path}.ports", _port_range),
+    )
+
+
+def _port_range(value: Any, path: str) -> Tuple[int, int]:
+    return _number_range(value, path, "a port nor a range such as 61000-64999", 1, MAX_PORT)
+
+
+def _number_range(value: Any, path: str, what: str, low: int, high: int) -> Tuple[int, int]:
     first, dash, last = str(value).partition("-")
     if not first.isdigit() or (dash and not last.isdigit()):
-        raise UvnError(f"{path}: {value!r} is neither a UID nor a range such as 61184-65519")
-    low = _integer(int(first), path, 0, MAX_UID)
-    return low, _integer(int(last) if dash else low, path, low, MAX_UID)
+        raise UvnError(f"{path}: {value!r} is neither {what}")
+    low = _integer(int(first), path, low, high)
+    return low, _integer(int(last) if dash else low, path, low, high)
+
+
+def _ranges_text(ranges: Tuple[Tuple[int, int], ...]) -> list[str]:
+    return [str(a) if a == b else f"{a}-{b}" for a, b in ranges]
 
 
 def _check_underlays(site: Site) -> None:
@@ -313,3 +374,18 @@ def _check_ranges(site: Site) -> None:
                 raise UvnError(f"{path}: UIDs {here.first}-{here.last} overlap ranges[{other_number}]; map every UID once")
             if here.index <= other.index + other.last - other.first and other.index <= top:
                 raise UvnError(f"{path}: indices {here.index}-{top} overlap those of ranges[{other_number}]; move one of them")
+
+
+def _check_ingress(site: Site) -> None:
+    """The kernel's maps hold the ports and hosts, and nobody listens on control ports, so none is open."""
+    for path, ranges in (("ingress", [r for opening in site.ingress for r in opening.ports]), ("control_ports", site.control_ports)):
+        if len(ranges) > MAX_PORT_RANGES:
+            raise UvnError(f"{path}: {len(ranges)} port ranges, the limit is {MAX_PORT_RANGES}; join neighbours")
+    hosts = sum(len(opening.hosts) for opening in site.ingress)
+    if hosts > MAX_HOSTS:
+        raise UvnError(f"ingress: {hosts} hosts, the limit is {MAX_HOSTS}; give networks instead of single hosts")
+    for number, opening in enumerate(site.ingress):
+        for first, last in opening.ports:
+            for low, high in site.control_ports:
+                if first <= high and low <= last:
+                    raise UvnError(f"ingress[{number}].ports: {first}-{last} overlaps the control ports {low}-{high}; no user may listen there")

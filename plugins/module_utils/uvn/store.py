@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import Any, Iterable
 
+from . import accounts
 from .errors import UvnError
 from .objects import Sysctl
 
@@ -27,15 +29,13 @@ class Store:
         """UIDs whose networks are made at boot and stay."""
         return set(self._read()["persistent"])
 
-    def set_persistent(self, uid: int, persistent: bool) -> bool:
-        """Note or forget a UID; returns whether that changed anything."""
+    def set_persistent(self, uids: Iterable[int], persistent: bool) -> None:
+        """Note or forget UIDs."""
         data = self._read()
-        uids = set(data["persistent"])
-        if (uid in uids) == persistent:
-            return False
-        data["persistent"] = sorted(uids | {uid} if persistent else uids - {uid})
-        self._write(data)
-        return True
+        noted = set(data["persistent"])
+        after = noted | set(uids) if persistent else noted - set(uids)
+        if after != noted:
+            self._write({**data, "persistent": sorted(after)})
 
     def remember(self, sysctls: Iterable[Sysctl]) -> None:
         """Note the values of sysctls that are not noted yet."""
@@ -76,17 +76,33 @@ class Store:
 
 
 def vouch(uid: int, name: str | None) -> None:
-    """From now on a login of the account `name` is one file test (uvn-login)."""
+    """From now on a login of the account `name` is one file test (uvn-login): of a link that names the UID."""
     if name and "/" not in name and not name.startswith("."):
         os.makedirs(READY, mode=0o755, exist_ok=True)
-        with open(f"{READY}/{name}", "w", encoding="ascii") as file:
-            file.write(str(uid))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{READY}/{name}")
+        os.symlink(str(uid), f"{READY}/{name}")
+
+
+def vouched() -> dict[str, int]:
+    """Account names with the UIDs that are vouched for."""
+    return {entry.name: int(os.readlink(entry.path)) for entry in (os.scandir(READY) if os.path.isdir(READY) else ())}
 
 
 def withdraw(uid: int) -> None:
     """Before a network goes: no login passes without asking, under whatever name."""
-    for entry in os.scandir(READY) if os.path.isdir(READY) else ():
-        with open(entry.path, encoding="ascii") as file:
-            gone = file.read() == str(uid)
-        if gone:
-            os.unlink(entry.path)
+    for name, of in vouched().items():
+        if of == uid:
+            _unlink(name)
+
+
+def withdraw_strangers() -> None:
+    """Logins of accounts that have another UID by now, or none, ask again."""
+    for name, uid in vouched().items():
+        if accounts.current_uid(name) != uid:
+            _unlink(name)
+
+
+def _unlink(name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{READY}/{name}")

@@ -2,22 +2,29 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# Prints, as YAML, what the role must know of a node. Reads only. Arguments: the packages that UVN needs.
+# Prints, as YAML, what the role must know of a node. Reads only. Arguments: `build` for an image or a chroot, else `live`.
 # shellcheck shell=sh
 
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 LC_ALL=C
 export PATH LC_ALL
 
-UNITS="uvn-node.service uvnd.socket uvnd.service systemd-networkd.service systemd-resolved.service"
+UNITS="uvn-node.service uvnd.socket uvnd.service systemd-networkd.service systemd-resolved.service slurmd.service"
 
 yes_if() {
     if "$@" >/dev/null 2>&1; then echo true; else echo false; fi
 }
 
-# Whether the running kernel has the module $1, built in or not.
-has_module() {
-    grep -qs "/$1\.ko" "/lib/modules/$(uname -r)/modules.dep" "/lib/modules/$(uname -r)/modules.builtin"
+# The modules that the kernel $1 lacks, be they built in or not.
+lacks_modules() {
+    for module in vrf vxlan dummy xt_addrtype xt_devgroup sch_ingress cls_bpf; do
+        grep -qs "/$module\.ko" "/lib/modules/$1/modules.dep" "/lib/modules/$1/modules.builtin" || echo "$module,"
+    done
+}
+
+# The kernel that runs; of an image those that are in it.
+kernels() {
+    if [ "$mode" = live ]; then uname -r; else ls /lib/modules 2>/dev/null; fi
 }
 
 # What sshd decides by when it opens a session; without an answer of its own, its configuration files.
@@ -29,10 +36,56 @@ sshd_pam() {
     echo "${answer:-no}"
 }
 
+packages() {
+    case $family in
+        debian) echo iproute2 iptables kmod libbpf1 libpam-runtime nftables python3-pyroute2 ;;
+        rhel) echo authselect iproute iptables-nft kmod libbpf nftables python3-pyroute2 ;;
+    esac
+}
+
+# The packages of packages() that are not installed.
 missing_packages() {
-    for package; do
-        [ "$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || echo "$package,"
+    for package in $(packages); do
+        case $family in
+            debian) [ "$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] ;;
+            rhel) rpm --query --quiet "$package" ;;
+        esac || echo "$package,"
     done
+}
+
+# Version and place of the pyroute2 of the system's Python; importing it would take longer than the rest.
+pyroute2() {
+    /usr/bin/python3 -I -c '
+import os, sys
+for path in sys.path:
+    for name in os.listdir(path) if os.path.isdir(path) else []:
+        if name.startswith("pyroute2-") and name.endswith(("-info", ".egg-info")):
+            sys.exit(print("{version: \x27%s\x27, path: %s}" % (name.split("-")[1].replace(".dist", ""), path)))
+print("null")'
+}
+
+# The version of pyroute2 that the node's repositories have.
+pyroute2_candidate() {
+    case $family in
+        debian) apt-cache policy python3-pyroute2 | awk '$1 == "Candidate:" { print $2 }' ;;
+        rhel) dnf --quiet repoquery --latest-limit=1 --queryformat='%{version}\n' python3-pyroute2 2>/dev/null | tail --lines=1 ;;
+    esac
+}
+
+# What Slurm is configured to do, from its controller, and whether its plug-in stack reads our file.
+slurm() {
+    [ -x /usr/sbin/slurmd ] || { echo 'slurm: {}'; return; }
+    echo 'slurm:'
+    echo "  version: '$(slurmd -V | cut --delimiter=' ' --fields=2)'"
+    echo "  line: $(yes_if test -e /etc/slurm/plugstack.conf.d/uvn.conf)"
+    echo "  included: $(yes_if grep --quiet --extended-regexp '^include[[:space:]]+/etc/slurm/plugstack\.conf\.d/\*\.conf' /etc/slurm/plugstack.conf)"
+    echo '  config:'
+    if [ "$mode" = live ] && systemctl --quiet is-active slurmd.service; then # else scontrol waits for a controller in vain
+        timeout 30 scontrol show config 2>/dev/null | awk -v quote="'" '
+            $1 ~ /^(CommunicationParameters|InactiveLimit|ProctrackType|PrologFlags|SlurmctldPort|SlurmdPort|SrunPortRange)$/ {
+                print "    " $1 ": " quote $3 quote
+            }'
+    fi
 }
 
 # Names the unit $1 when it runs since before the last change of one of the other arguments.
@@ -46,6 +99,12 @@ stale() {
 }
 
 units() {
+    if [ "$mode" = build ]; then
+        for unit in $UNITS; do
+            printf '  %s: {active: inactive, enabled: %s}\n' "$unit" "$(yes_if systemctl --root=/ --quiet is-enabled "$unit")"
+        done
+        return
+    fi
     # shellcheck disable=SC2086 # a list of words
     systemctl show --property=Id,ActiveState,UnitFileState $UNITS |
         awk -F= '$1 == "Id" { id = $2 } $1 == "ActiveState" { active = $2 } $1 == "UnitFileState" { state = $2 }
@@ -64,33 +123,49 @@ rules() {
     ip "-$1" rule show | awk '{ sub(":", "", $1); $1 = $1; printf "    - \"%s\"\n", $0 }'
 }
 
+mode=$1
 ID='' ID_LIKE='' PRETTY_NAME=unknown
 # shellcheck source=/dev/null
 . /etc/os-release
+case " $ID $ID_LIKE " in
+    *' debian '*) family=debian sessions='common-session common-session-noninteractive' ;;
+    *' rhel '* | *' fedora '*) family=rhel sessions='system-auth password-auth' ;;
+    *) family=unknown sessions= ;;
+esac
 
 echo "os: '$PRETTY_NAME'"
-case " $ID $ID_LIKE " in *' debian '*) echo 'debian: true' ;; *) echo 'debian: false' ;; esac
-echo "kernel: '$(uname -r)'"
+echo "family: $family"
 echo "booted: $(yes_if test -d /run/systemd/system)"
-echo "vrf: $(yes_if has_module vrf)"
-echo "vxlan: $(yes_if has_module vxlan)"
+echo 'kernels:'
+for kernel in $(kernels); do echo "  '$kernel': [$(lacks_modules "$kernel")]"; done
 echo "cgroup: $(stat --file-system --format=%T /sys/fs/cgroup)"
+echo "ip: $(yes_if command -v ip)"
 echo "sshd_pam: '$(sshd_pam)'"
+[ "$family" != rhel ] || echo "authselect: '$(authselect current --raw 2>/dev/null)'"
 echo "installed: $(yes_if test -e /etc/uvn/site.json)"
-echo "missing_packages: [$(missing_packages "$@")]"
-[ -d /run/systemd/system ] || exit 0
+echo "configuration: $(sha1sum /etc/uvn/site.json 2>/dev/null | cut --characters=1-40)"
+missing=$(missing_packages)
+echo "missing_packages: [$missing]"
+echo "unpacked: $(yes_if test -d /usr/lib/uvn/pyroute2)"
+pyroute2=$(pyroute2)
+echo "pyroute2: $pyroute2"
+[ "$pyroute2" != null ] || echo "pyroute2_candidate: '$(pyroute2_candidate)'"
+slurm
+if [ "$mode" = live ] && ! [ -d /run/systemd/system ]; then exit 0; fi
 echo 'units:'
 units
+echo 'pam:'
+for file in $sessions; do
+    echo "  $file:"
+    pam_lines "$file"
+done
+[ "$mode" = live ] || { echo 'stale: []'; exit 0; }
 echo "stale: [$(
-    stale systemd-networkd.service /etc/systemd/networkd.conf.d/uvn.conf
+    stale systemd-networkd.service /etc/systemd/networkd.conf.d/uvn.conf /etc/systemd/network/00-uvn.network
     stale systemd-resolved.service /etc/systemd/resolved.conf.d/uvn.conf
+    stale slurmd.service /usr/lib/uvn/spank.so /etc/slurm/plugstack.conf.d/uvn.conf
     stale uvnd.service /etc/systemd/system/uvnd.* /etc/uvn/site.json /usr/sbin/uvn /usr/lib/uvn/*.o /usr/lib/uvn/uvn/*.py
 )]"
-echo 'pam:'
-echo '  common-session:'
-pam_lines common-session
-echo '  common-session-noninteractive:'
-pam_lines common-session-noninteractive
 echo 'sysctl:'
 for name in tcp_l3mdev_accept udp_l3mdev_accept; do
     echo "  $name: $(cat "/proc/sys/net/ipv4/$name" 2>/dev/null || echo null)"

@@ -26,6 +26,10 @@ rm -f /etc/ssh/ssh_host_*
 install -m 0600 "$here/keys/node" /etc/ssh/ssh_host_ed25519_key
 install -m 0644 "$here/keys/node.pub" /etc/ssh/ssh_host_ed25519_key.pub
 
+systemctl --quiet disable munge slurmctld slurmd
+sha512sum <"$here/keys/node" >/etc/munge/munge.key # the same on every node
+install -d -o slurm -g slurm /var/lib/slurm/slurmctld /var/log/slurm
+
 systemctl --quiet enable systemd-networkd systemd-networkd-wait-online lab-services lab-dns lab-ready
 systemctl --quiet set-default multi-user.target
 systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service \
@@ -34,6 +38,7 @@ systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.ti
     modprobe@efi_pstore.service modprobe@fuse.service modprobe@loop.service dev-hugepages.mount sys-kernel-config.mount \
     sys-fs-fuse-connections.mount
 
+ln -sf ../locale.conf /etc/default/locale # which Debian 13 has itself
 install -d -m 2755 -g systemd-journal /var/log/journal
 rm -f /etc/hostname /etc/motd /etc/update-motd.d/* /boot/initrd.img* /boot/vmlinuz*
 : >/etc/machine-id

@@ -14,14 +14,20 @@ from .common import LabError, cache_dir, say
 from .image import Image
 
 PROBE_SECONDS = 8
+OPTIONS = {  # of QEMU, by accelerator
+    "kvm": ["-accel", "kvm", "-cpu", "host"],
+    "tcg": ["-accel", "tcg,thread=multi", "-cpu", "max"],
+    # The guest's clock counts instructions, one a nanosecond: what a benchmark measures does not depend on the host's load.
+    "icount": ["-accel", "tcg,thread=single", "-icount", "shift=0", "-cpu", "max"],
+}
 
 
 def accelerator(image: Image) -> str:
-    """`kvm` or `tcg`: UVN_LAB_ACCEL, or what a probe found since the host booted."""
+    """A key of OPTIONS: UVN_LAB_ACCEL, or `kvm` or `tcg` as a probe found since the host booted."""
     wanted = os.environ.get("UVN_LAB_ACCEL")
     if wanted:
-        if wanted not in ("kvm", "tcg"):
-            raise LabError(f"UVN_LAB_ACCEL is {wanted!r}; set it to kvm or tcg, or leave it out to let a probe decide")
+        if wanted not in OPTIONS:
+            raise LabError(f"UVN_LAB_ACCEL is {wanted!r}; set it to {', '.join(OPTIONS)}, or leave it out to let a probe decide")
         return wanted
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
@@ -40,17 +46,10 @@ def accelerator(image: Image) -> str:
     return found
 
 
-def options(accel: str) -> list[str]:
-    """QEMU's options for an accelerator."""
-    if accel == "kvm":
-        return ["-accel", "kvm", "-cpu", "host"]
-    return ["-accel", "tcg,thread=multi", "-cpu", "max"]
-
-
 def kvm_boots(image: Image) -> bool:
     """Boot a guest that prints one line: /dev/kvm may exist and yet hang every guest."""
     command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-m", "256", "-no-reboot"]
-    command += ["-serial", "stdio", *options("kvm"), "-kernel", str(image.kernel), "-initrd", str(image.initrd)]
+    command += ["-serial", "stdio", *OPTIONS["kvm"], "-kernel", str(image.kernel), "-initrd", str(image.initrd)]
     command += ["-append", "console=ttyS0 quiet panic=-1 lab.probe"]
     try:
         result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_SECONDS)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The UVN authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A virtual cluster for UVN's tests: QEMU guests of Debian 12 on this host, see tests/lab/README.md."""
+"""A virtual cluster for UVN's tests: QEMU guests of Debian 12 and 13 on this host, see tests/lab/README.md."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ import sys
 import time
 
 from . import image, topology
-from .common import LabError
+from .common import LabError, say
 from .guests import Lab
 
 
 def build(arguments: argparse.Namespace) -> None:
-    image.build(arguments.quiet)
+    images = image.build(topology.SUITES, arguments.quiet)
+    if not arguments.quiet:
+        say(f"the images are in {images.path}")
 
 
 def up(arguments: argparse.Namespace) -> None:
-    Lab().up(arguments.node or list(topology.CLUSTER))
+    Lab().up(topology.parse_request(arguments.node or list(topology.CLUSTER)))
 
 
 def down(arguments: argparse.Namespace) -> None:
@@ -37,16 +39,17 @@ def status(arguments: argparse.Namespace) -> int:
     """0 when every node that runs answers, 3 when none runs or one does not answer yet."""
     lab = Lab()
     states = set()
-    print(f"{'NODE':8}{'STATE':9}{'PID':>8}  {'SSH':15}  CONSOLE")
+    print(f"{'NODE':9}{'STATE':9}{'SUITE':9}{'PID':>8}  {'SSH':15}  CONSOLE")
     for guest in lab.guests.values():
         state = guest.state()
         if state == "down":
-            print(f"{guest.name:8}{state:9}{'-':>8}")
+            print(f"{guest.name:9}{state:9}{'-':9}{'-':>8}")
             continue
         states.add(state)
-        print(f"{guest.name:8}{state:9}{guest.pid():8}  127.0.0.1:{lab.state['ssh'][guest.name]:<5}  {guest.console}")
+        address = f"127.0.0.1:{lab.state['ssh'][guest.name]:<5}"
+        print(f"{guest.name:9}{state:9}{guest.suite:9}{guest.pid():8}  {address}  {guest.console}")
     if states:
-        print(f"\nimage {lab.state['image']}, {lab.state['accelerator'].upper()}")
+        print(f"\nimages {lab.state['images']}, {lab.state['accelerator'].upper()}")
     return 0 if states == {"up"} else 3
 
 
@@ -137,11 +140,15 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(function=function)
         return command
 
-    command = add(build, "build", "make the image, unless it is there and its inputs are the same")
+    command = add(build, "build", "make the images of all suites, those that are not there with the present inputs")
     command.add_argument("--quiet", action="store_true", help="report nothing but errors")
-    command = add(up, "up", "boot nodes and wait until they answer ssh; builds the image if needed")
+    command = add(up, "up", "boot nodes and wait until they answer ssh; builds images if needed")
     command.add_argument(
-        "node", nargs="*", help=f"default: {' '.join(topology.CLUSTER)}; `kernel` is a guest without LANs"
+        "node",
+        nargs="*",
+        metavar="NODE[=SUITE]",
+        help=f"default: {' '.join(topology.CLUSTER)}; `kernel` and `kernel13` are guests without LANs; "
+        f"suites: {', '.join(topology.SUITES)}",
     )
     add(status, "status", "show the nodes; exit code 0: those that run answer, 3: none runs or one does not answer yet")
     command = add(run, "run", "log in over ssh and run a command; its exit code is passed on")

@@ -26,14 +26,14 @@ from .topology import NODES, Node
 
 READY = re.compile(rb"lab: ready, boot ([0-9a-f-]{36})")
 CMDLINE = (
-    "root=/dev/vda rw console=ttyS0 quiet loglevel=4 panic=0 mitigations=off nowatchdog net.ifnames=1 "
+    "root=/dev/vda rw console=ttyS0 quiet loglevel=4 panic=0 mitigations=off no_timer_check nowatchdog net.ifnames=1 "
     "systemd.show_status=error systemd.hostname={name} systemd.machine_id={machine} lab.node={name}"
 )
 
 
 def timeout() -> float:
     """Seconds a guest may take to boot."""
-    value = os.environ.get("UVN_LAB_TIMEOUT", "300")
+    value = os.environ.get("UVN_LAB_TIMEOUT", "600")
     try:
         return float(value)
     except ValueError:
@@ -72,6 +72,11 @@ class Guest:
         os.close(fd)
         return None
 
+    @property
+    def suite(self) -> str:
+        """What the disk was made from, else what the next one is made from."""
+        return self.lab.state.get("suites", {}).get(self.name, self.node.suite)
+
     def running(self) -> bool:
         fd = self.process()
         if fd is None:
@@ -99,18 +104,20 @@ class Guest:
     def panicked(self) -> bool:
         return self.console.exists() and b"Kernel panic" in self.console.read_bytes()
 
-    def cpus(self) -> int:
+    def cpus(self, accelerator: str) -> int:
         """Guests with more processors than the host has for them boot slower: measured 31 s of CPU time against 25 s."""
+        if accelerator == "icount":
+            return 1  # they would wait for each other, one instruction after the other
         neighbours = len(topology.CLUSTER) if self.node.lans else 1
         return max(1, min(self.node.cpus, len(os.sched_getaffinity(0)) // neighbours))
 
     def command(self, accelerator: str) -> list[str]:
-        node, state = self.node, self.lab.state
+        node, state, source = self.node, self.lab.state, self.lab.images.suite(self.suite)
         machine = hashlib.sha256(f"uvn-lab {node.name}".encode()).hexdigest()[:32]
         command = ["qemu-system-x86_64", "-name", f"uvn-lab-{node.name}", "-nodefaults", "-no-user-config"]
-        command += ["-display", "none", "-daemonize", "-pidfile", str(self.pid_file), *accel.options(accelerator)]
-        command += ["-smp", str(self.cpus()), "-m", str(node.memory), "-serial", f"file:{self.console}"]
-        command += ["-kernel", str(self.lab.image.kernel), "-initrd", str(self.lab.image.initrd)]
+        command += ["-display", "none", "-daemonize", "-pidfile", str(self.pid_file), *accel.OPTIONS[accelerator]]
+        command += ["-smp", str(self.cpus(accelerator)), "-m", str(node.memory), "-serial", f"file:{self.console}"]
+        command += ["-kernel", str(source.kernel), "-initrd", str(source.initrd)]
         command += ["-append", CMDLINE.format(name=node.name, machine=machine)]
         command += ["-drive", f"file={escaped(self.disk)},format=qcow2,if=none,id=root,cache=unsafe,discard=unmap"]
         command += ["-device", "virtio-blk-pci,drive=root", "-device", "virtio-rng-pci"]
@@ -124,8 +131,8 @@ class Guest:
 
     def start(self, accelerator: str) -> None:
         """Start QEMU on the node's disk, a new one unless the guest only was powered off."""
-        backing = str(self.lab.image.disk)
         if not self.disk.exists():
+            backing = str(self.lab.images.suite(self.suite).disk)
             command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", backing, str(self.disk)]
             checked(command, f"disk of node {self.name}")
         if self.console.exists():
@@ -158,7 +165,7 @@ def checked(command: list[str], what: str) -> None:
 
 
 class Lab:
-    """The lab of the run directory; `state` is what must outlive one command: image, ports, accelerator."""
+    """The lab of the run directory; `state` is what must outlive one command: images, suites, ports, accelerator."""
 
     def __init__(self) -> None:
         self.dir = run_dir()
@@ -169,8 +176,8 @@ class Lab:
             self.state = json.loads(self.state_file.read_text())
 
     @property
-    def image(self) -> image.Image:
-        return image.Image(Path(self.state["image"]))
+    def images(self) -> image.Images:
+        return image.Images(Path(self.state["images"]))
 
     @property
     def ssh_config(self) -> Path:
@@ -194,15 +201,19 @@ class Lab:
             self.state = json.loads(self.state_file.read_text()) if self.state_file.exists() else {}
             yield
 
-    def up(self, names: list[str]) -> None:
-        """Start the nodes that do not run and wait until all of them answer ssh."""
-        guests = [self.guest(name, must_run=False) for name in names]
+    def up(self, asked: dict[str, str | None]) -> None:
+        """Start the nodes that do not run, each with the suite asked for, and wait until all of them answer ssh."""
+        guests = [self.guest(name, must_run=False) for name in asked]
         with self.exclusive():
             missing = [guest for guest in guests if not guest.running()]
+            suites = {guest: asked[guest.name] or guest.suite for guest in guests}
+            for guest in guests:
+                if guest not in missing and guest.suite != suites[guest]:
+                    raise LabError(f"node {guest.name} runs {guest.suite}; end it first with: lab down {guest.name}")
             if missing:
-                self.prepare(missing)
+                self.prepare({guest: suites[guest] for guest in missing})
             elif self.stale():
-                say("the image's inputs changed since the lab came up; to renew it: lab down, lab up")
+                say("the images' inputs changed since the lab came up; to renew it: lab down, lab up")
             start = time.monotonic()
             if missing:
                 say(f"booting {' '.join(guest.name for guest in missing)} ({self.state['accelerator'].upper()})")
@@ -211,36 +222,41 @@ class Lab:
             self.wait({guest: 0 for guest in guests}, start)
 
     def stale(self) -> bool:
-        return self.state.get("image") != str(image.current().path)
+        return self.state.get("images") != str(image.current().path)
 
-    def prepare(self, missing: list[Guest]) -> None:
-        """Bring image, disks and ports in line before the missing guests start."""
+    def prepare(self, missing: dict[Guest, str]) -> None:
+        """Bring images, disks and ports in line before the missing guests start."""
         running = self.running()
         if running and self.stale():
             names = " ".join(guest.name for guest in running)
-            raise LabError(f"the image's inputs changed, but {names} run on an older one; end them with: lab down")
-        built = image.build(quiet=image.current().path.is_dir())
-        if self.stale():
-            for guest in self.guests.values():
+            raise LabError(f"the images' inputs changed, but {names} run on older ones; end them with: lab down")
+        built = image.build(sorted(set(missing.values())))
+        for guest in self.guests.values():
+            if self.stale() or guest.suite != missing.get(guest, guest.suite):
                 guest.discard()
+        if self.stale():
             self.state = {}
         state = self.state
-        state["image"] = str(built.path)
-        state["accelerator"] = accel.accelerator(built)
+        state["images"] = str(built.path)
+        state.setdefault("suites", {}).update({guest.name: suite for guest, suite in missing.items()})
+        state["accelerator"] = accel.accelerator(built.suite(next(iter(missing.values()))))
         state.setdefault("lans", {lan.name: multicast_address() for lan in topology.LANS})
         ports = state.setdefault("ssh", {})
         for guest in missing:
             ports[guest.name] = free_port(set(ports.values()))
-        self.state_file.write_text(json.dumps(state, indent=1) + "\n")
+        self.save()
         self.write_ssh_config()
+
+    def save(self) -> None:
+        self.state_file.write_text(json.dumps(self.state, indent=1) + "\n")
 
     def write_ssh_config(self) -> None:
         """For ssh -F, scp -F and ansible: root keeps one connection open, a user's login is always a new one."""
-        key = self.dir / "key"  # the image may be removed while the lab runs
+        key = self.dir / "key"  # the images may be removed while the lab runs
         key.unlink(missing_ok=True)
-        shutil.copy(self.image.key, key)
+        shutil.copy(self.images.key, key)
         known_hosts = self.dir / "known_hosts"
-        known_hosts.write_text(f"uvn-lab {self.image.node_key}\n")
+        known_hosts.write_text(f"uvn-lab {self.images.node_key}\n")
         lines = [f"Host {name}\n    Port {port}" for name, port in self.state["ssh"].items()]
         lines.append(
             "Host *\n    HostName 127.0.0.1\n    User root\n"
@@ -303,7 +319,10 @@ class Lab:
             for guest in guests:
                 self.hang_up(guest)
                 guest.discard()
-            if not self.running():
+                self.state.get("suites", {}).pop(guest.name, None)
+            if self.running():
+                self.save()
+            else:
                 self.state_file.unlink(missing_ok=True)
             say(f"ended {' '.join(ended)}; console logs are in {self.dir}" if ended else "nothing was running")
 

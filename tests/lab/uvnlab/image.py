@@ -1,37 +1,39 @@
 # Copyright (c) 2026 The UVN authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The disk image of all nodes, its kernel and initrd: made in two stages, both cached by a hash of their inputs.
+"""Disk image, kernel and initrd of each Debian suite: made in two stages, both cached by a hash of their inputs.
 
 Packages (a tar by mmdebstrap, the slow part), then accounts, keys and configuration (an ext4 file system by mke2fs -d).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import lzma
 import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import topology
 from .common import SOURCE, LabError, cache_dir, check_host, last_line, locked, say, step
 
-SUITE = "bookworm"
 SIZE = "2G"
-KEEP = 3  # images
+KEEP = 3  # sets of images, and package archives of each suite
 INITRD_MODULES = (
-    "virtio_ring",
-    "virtio",
-    "virtio_pci_legacy_dev",
-    "virtio_pci_modern_dev",
-    "virtio_pci",
-    "virtio_blk",
+    "virtio_ring.ko",
+    "virtio.ko",
+    "virtio_pci_legacy_dev.ko",
+    "virtio_pci_modern_dev.ko",
+    "virtio_pci.ko",
+    "virtio_blk.ko",
 )
 SETUP = "uvn-lab-setup"
 
@@ -53,7 +55,7 @@ cat "$work/image"
 
 @dataclass(frozen=True)
 class Image:
-    """A finished image's directory and the files in it."""
+    """The directory of one suite's image and the files in it."""
 
     path: Path
 
@@ -69,23 +71,38 @@ class Image:
     def initrd(self) -> Path:
         return self.path / "initrd"
 
+
+@dataclass(frozen=True)
+class Images:
+    """The directory of the suites' images, which share their keys so that nodes of several suites make one cluster."""
+
+    path: Path
+
+    def suite(self, name: str) -> Image:
+        return Image(self.path / name)
+
+    @property
+    def keys(self) -> Path:
+        return self.path / "keys"
+
     @property
     def key(self) -> Path:
         """The private ssh key that opens every account on every node."""
-        return self.path / "keys" / "host"
+        return self.keys / "host"
 
     @property
     def node_key(self) -> str:
         """The nodes' public host key, as in known_hosts."""
-        return " ".join((self.path / "keys" / "node.pub").read_text().split()[:2])
+        return " ".join((self.keys / "node.pub").read_text().split()[:2])
 
 
-def packages() -> list[str]:
+def packages(suite: str) -> list[str]:
     lines = (SOURCE / "image" / "packages").read_text().splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    words = [line.split() for line in lines if not line.startswith("#")]
+    return [name for name, *only in words if suite in (only or topology.SUITES)]
 
 
-def mmdebstrap_command() -> list[str]:
+def mmdebstrap_command(suite: str) -> list[str]:
     """Prints a tar archive of Debian with the nodes' packages."""
     command = ["mmdebstrap", f"--mode={'unshare' if os.geteuid() else 'root'}", "--variant=minbase", "--format=tar"]
     for directory in ("doc", "man", "locale", "info", "lintian"):
@@ -96,20 +113,20 @@ def mmdebstrap_command() -> list[str]:
         '--essential-hook=chroot "$1" dpkg-divert --quiet --local --rename --add /usr/sbin/update-initramfs'
         ' && ln -s /bin/true "$1/usr/sbin/update-initramfs"'
     )
-    command += [f"--include={','.join(packages())}", SUITE, "-"]
+    command += [f"--include={','.join(packages(suite))}", suite, "-"]
     if os.environ.get("UVN_LAB_MIRROR"):
         command.append(os.environ["UVN_LAB_MIRROR"])
     return command
 
 
-def base_digest() -> str:
-    command = [word for word in mmdebstrap_command() if not word.startswith("--mode=")]
+def base_digest(suite: str) -> str:
+    command = [word for word in mmdebstrap_command(suite) if not word.startswith("--mode=")]
     return hashlib.sha256(repr(command).encode()).hexdigest()[:16]
 
 
 def image_digest() -> str:
-    """Hash of everything that decides what is in the image, except what Debian's mirror serves on the day."""
-    digest = hashlib.sha256(base_digest().encode())
+    """Hash of everything that decides what is in the images, except what Debian's mirror serves on the day."""
+    digest = hashlib.sha256("".join(base_digest(suite) for suite in topology.SUITES).encode())
     for path in [Path(__file__), *sorted((SOURCE / "image").rglob("*"))]:
         if path.is_file():
             digest.update(f"{path.relative_to(SOURCE)} {path.stat().st_mode & 0o777:o}\n".encode() + path.read_bytes())
@@ -126,87 +143,100 @@ def generated_files() -> dict[str, str]:
     return files
 
 
-def current() -> Image:
-    """The image of the present inputs, which need not exist."""
-    return Image(cache_dir() / "images" / image_digest())
+def current() -> Images:
+    """The images of the present inputs, which need not exist."""
+    return Images(cache_dir() / "images" / image_digest())
 
 
-def build(quiet: bool = False) -> Image:
-    """Make the image unless it is there."""
+def build(suites: Iterable[str], quiet: bool = False) -> Images:
+    """Make the suites' images, those that are not there."""
     check_host()
-    image = current()
-    with locked(cache_dir() / "build.lock", "the image"):
-        if image.path.is_dir():
-            os.utime(image.path)
+    images = current()
+    with locked(cache_dir() / "build.lock", "the images"):
+        build_keys(images)
+        for suite in suites:
+            image = images.suite(suite)
+            if image.path.is_dir():
+                continue
+            start = time.monotonic()
+            build_image(image, build_base(suite, quiet), images.keys, quiet)
+            remove_old(cache_dir().glob(f"base-{suite}-*.tar"))
             if not quiet:
-                say(f"image {image.path} is up to date")
-            return image
-        start = time.monotonic()
-        base = build_base(quiet)
-        build_image(image, base, quiet)
-        remove_old(image)
-    if not quiet:
-        say(f"image {image.path} built in {time.monotonic() - start:.0f} s")
-    return image
+                say(f"image {image.path} built in {time.monotonic() - start:.0f} s")
+        os.utime(images.path)
+        remove_old(images.path.parent.iterdir())
+    return images
 
 
-def build_base(quiet: bool) -> Path:
-    base = cache_dir() / f"base-{base_digest()}.tar"
+def build_base(suite: str, quiet: bool) -> Path:
+    base = cache_dir() / f"base-{suite}-{base_digest(suite)}.tar"
     if base.exists():
+        os.utime(base)
         return base
     log = cache_dir() / "base.log"
     partial = base.with_suffix(".partial")
-    with step(f"installing Debian {SUITE} and {len(packages())} packages (mmdebstrap)", log, quiet):
+    with step(f"installing Debian {suite} and {len(packages(suite))} packages (mmdebstrap)", log, quiet):
         with open(partial, "wb") as output, open(log, "wb") as errors:
-            result = subprocess.run(mmdebstrap_command(), stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
+            result = subprocess.run(mmdebstrap_command(suite), stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
     if result.returncode:
         partial.unlink()
         remedy = "see the log"
         if os.geteuid():
             remedy += "; an ordinary user needs entries in /etc/subuid and /etc/subgid and user namespaces, root needs neither"
         raise LabError(f"mmdebstrap failed with code {result.returncode} ({log}: {last_line(log)}); {remedy}")
-    for old in cache_dir().glob("base-*.tar"):
-        old.unlink()
     return partial.rename(base)
 
 
-def build_image(image: Image, base: Path, quiet: bool) -> None:
-    images = image.path.parent
-    images.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=images, prefix="partial-") as name:
-        partial = Image(Path(name))
-        with step("making the root file system, kernel and initrd", quiet=quiet):
-            make_keys(partial.path / "keys")
-            boot = extract(base)
-            partial.kernel.write_bytes(boot["vmlinuz"])
-            partial.initrd.write_bytes(initrd(boot))
-            make_root(base, overlay(partial.path / "keys"), partial.disk)
-        partial.path.chmod(0o755)
-        partial.path.rename(image.path)
-        Path(name).mkdir()  # for TemporaryDirectory to remove
+@contextlib.contextmanager
+def complete(path: Path) -> Iterator[Path]:
+    """A new directory that gets its name when everything is in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="partial-") as name:
+        partial = Path(name, path.name)
+        partial.mkdir()
+        yield partial
+        partial.rename(path)
+
+
+def build_keys(images: Images) -> None:
+    if not images.keys.is_dir():
+        with complete(images.keys) as directory:
+            make_keys(directory)
+
+
+def build_image(image: Image, base: Path, keys: Path, quiet: bool) -> None:
+    with complete(image.path) as directory, step("making the root file system, kernel and initrd", quiet=quiet):
+        partial = Image(directory)
+        boot = extract(base)
+        partial.kernel.write_bytes(boot["vmlinuz"])
+        partial.initrd.write_bytes(initrd(boot))
+        make_root(base, overlay(keys), partial.disk)
 
 
 def make_keys(directory: Path) -> None:
     """One key for the host, one for the nodes' sshd, one for each account, the same on every node."""
-    directory.mkdir()
     for name in ("host", "node", "root", *topology.USERS):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"uvn-lab-{name}", "-f", str(directory / name)]
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
 
 
 def extract(base: Path) -> dict[str, bytes]:
-    """Kernel, busybox and initrd modules out of the packages."""
-    found = {}
+    """Kernel, busybox and the initrd's modules, uncompressed, out of the packages."""
+    found, builtin = {}, b""
     with tarfile.open(base) as tar:
         for member in tar:
             directory, _, name = member.name.rpartition("/")
-            if directory.endswith("/boot") and name.startswith("vmlinuz-"):
-                name = "vmlinuz"
-            if name in ("vmlinuz", "busybox") or name.removesuffix(".ko") in INITRD_MODULES:
-                if member.isfile() and "/usr/share/" not in member.name:
-                    found[name] = tar.extractfile(member).read()
-    for name in ("vmlinuz", "busybox", *(f"{module}.ko" for module in INITRD_MODULES)):
-        if name not in found:
+            if not member.isfile() or "/usr/share/" in member.name:
+                continue
+            if name == "modules.builtin":
+                builtin = tar.extractfile(member).read()
+            elif directory.endswith("/boot") and name.startswith("vmlinuz-"):
+                found["vmlinuz"] = tar.extractfile(member).read()
+            elif name == "busybox" or name.removesuffix(".xz") in INITRD_MODULES:
+                data = tar.extractfile(member).read()
+                found[name.removesuffix(".xz")] = lzma.decompress(data) if name.endswith(".xz") else data
+    for name in ("vmlinuz", "busybox", *INITRD_MODULES):
+        if name not in found and f"/{name}\n".encode() not in builtin:
             raise LabError(f"{base} holds no {name}; remove the file and build again")
     return found
 
@@ -230,7 +260,8 @@ def initrd(boot: dict[str, bytes]) -> bytes:
     add("bin/busybox", 0o100755, boot["busybox"])
     add("bin/sh", 0o120777, b"busybox")
     for module in INITRD_MODULES:
-        add(f"{module}.ko", 0o100644, boot[f"{module}.ko"])
+        if module in boot:  # else the kernel has it built in
+            add(module, 0o100644, boot[module])
     add("init", 0o100755, (SOURCE / "image" / "init").read_bytes())
     add("TRAILER!!!", 0)
     return out.getvalue()
@@ -284,9 +315,10 @@ def make_root(base: Path, top: bytes, disk: Path) -> None:
         file.truncate(int(SIZE.removesuffix("G")) << 30)  # dd leaves a trailing hole out
 
 
-def remove_old(image: Image) -> None:
-    """Keep the images used last: labs of other directories or branches may run on them."""
-    images = sorted(image.path.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in images[KEEP:]:
-        if old != image.path:
+def remove_old(paths: Iterable[Path]) -> None:
+    """Keep those used last: labs of other directories or branches may run on them."""
+    for old in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)[KEEP:]:
+        if old.is_dir():
             shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.unlink()

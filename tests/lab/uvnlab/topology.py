@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .common import LabError
+
+SUITES = ("bookworm", "trixie")
 USERS = {"alice": 2001, "bob": 2002, "carol": 2003, "exempted": 2009}
 
 
@@ -39,13 +42,17 @@ MGMT0 = Lan("mgmt0", 9, "10.0.2", 24, "")  # QEMU's user networking: ssh from th
 
 @dataclass(frozen=True)
 class Node:
-    """A guest; `host` is the last part of its addresses, `cpus` what it gets where the host has plenty, `memory` in MiB."""
+    """A guest; `host` is the last part of its addresses, `cpus` what it gets where the host has plenty, `memory` in MiB.
+
+    `suite` is Debian's, unless `up` is told another.
+    """
 
     name: str
     host: int
     lans: tuple[Lan, ...]
     cpus: int
     memory: int
+    suite: str = "bookworm"
 
 
 NODES = {
@@ -56,12 +63,26 @@ NODES = {
         Node("c2", 93, LANS, 2, 1024),
         Node("ext", 5, (EM1, WAN0), 1, 768),
         Node("kernel", 99, (), 2, 1024),
+        Node("kernel13", 98, (), 2, 1024, "trixie"),
     )
 }
 CLUSTER = ("login1", "c1", "c2", "ext")
 UVN_NODES = ("login1", "c1", "c2")
 GATEWAY = NODES["ext"].host
 OFFNET4, OFFNET6 = "198.51.100.10", "2001:db8:100::10"
+
+
+def parse_request(words: list[str]) -> dict[str, str | None]:
+    """`NODE` and `NODE=SUITE` as a node's name to the suite asked for, None where it is left open."""
+    asked: dict[str, str | None] = {}
+    for word in words:
+        name, equals, suite = word.partition("=")
+        if name not in NODES:
+            raise LabError(f"there is no node {name!r}; choose one of {', '.join(NODES)}")
+        if equals and suite not in SUITES:
+            raise LabError(f"node {name}: there is no suite {suite!r}; choose one of {', '.join(SUITES)}")
+        asked[name] = suite or None
+    return asked
 
 
 def hosts() -> str:

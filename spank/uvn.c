@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Copyright (c) 2026 The UVN authors */
+/*
+ * SPANK plug-in: no task of a job starts without its user's network. See docs/slurm.md.
+ *
+ *     required /usr/lib/uvn/spank.so [timeout=SECONDS]
+ *
+ * The network is made in the prolog, before anything connects, and asked for again by every step. A refusal ends the task
+ * before it becomes the user's program: only there does Slurm take a failure for the step's and not for the node's, and only
+ * there does the user read why. All other callbacks succeed. Slurm up to 23.02 takes a positive result for success.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <slurm/slurm.h>
+#include <slurm/spank.h>
+
+SPANK_PLUGIN(uvn, 1);
+
+/* The role reads it, to say which Slurm the file is for. */
+__attribute__((used)) static const char built_for[] = "uvn: built for Slurm " BUILT_FOR;
+
+#ifndef SOCKET
+#define SOCKET "/run/uvn/uvnd.sock"
+#endif
+#define TIMEOUT 60
+#define FAILURE (-1)
+
+static char refusal[1024]; /* why this step has no network; empty: it has one */
+
+/* Seconds to wait for uvnd. */
+static int timeout_of(int ac, char **av)
+{
+	int seconds = TIMEOUT, given;
+
+	for (int i = 0; i < ac; i++)
+		if (sscanf(av[i], "timeout=%d", &given) == 1 && given > 0)
+			seconds = given;
+		else
+			slurm_error("uvn: unknown argument %s; give timeout=SECONDS", av[i]);
+	return seconds;
+}
+
+/* The sentence in {"ok": false, "error": "..."}, without the backslashes of JSON. */
+static void sentence(const char *reply, char *text, size_t size)
+{
+	const char *key = "\"error\": \"", *in = strstr(reply, key);
+	size_t length = 0;
+
+	for (in = in ? in + strlen(key) : ""; *in && *in != '"' && length + 1 < size; in++) {
+		if (*in == '\\' && in[1])
+			in++;
+		text[length++] = *in;
+	}
+	text[length] = '\0';
+	if (!length)
+		snprintf(text, size, "uvnd ended before it answered");
+}
+
+/* Send a line and read until the other side closes. Returns 0, or -1 and errno. */
+static int converse(int fd, const char *line, int seconds, char *reply, size_t size)
+{
+	struct timeval limit = {.tv_sec = seconds};
+	struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = SOCKET};
+	time_t end = time(NULL) + seconds;
+	size_t length = 0;
+	ssize_t count;
+
+	if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)) ||
+	    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)) ||
+	    connect(fd, (struct sockaddr *)&address, sizeof(address)) || send(fd, line, strlen(line), MSG_NOSIGNAL) < 0)
+		return -1;
+	while (length + 1 < size && (count = recv(fd, reply + length, size - 1 - length, 0)) != 0) {
+		if (count < 0 && errno != EINTR)
+			return -1;
+		length += count > 0 ? count : 0;
+		if (time(NULL) > end) {
+			errno = ETIMEDOUT;
+			return -1;
+		}
+	}
+	reply[length] = '\0';
+	return 0;
+}
+
+/* Ask uvnd for the network of the job's user; `pid` is a process of the job, or 0. Fills `refusal`. */
+static void ask(spank_t spank, int ac, char **av, pid_t pid)
+{
+	char line[128], reply[2048] = "", why[768];
+	uid_t uid;
+	int fd, failed;
+
+	refusal[0] = '\0';
+	if (spank_get_item(spank, S_JOB_UID, &uid) != ESPANK_SUCCESS) {
+		snprintf(refusal, sizeof(refusal), "uvn: Slurm does not say whose job this is");
+		return;
+	}
+	snprintf(line, sizeof(line), "{\"op\": \"ensure\", \"brief\": true, \"uid\": %u, \"job\": %d}\n", (unsigned)uid, (int)pid);
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	failed = fd < 0 || converse(fd, line, timeout_of(ac, av), reply, sizeof(reply));
+	if (failed)
+		snprintf(why, sizeof(why), "uvnd does not answer at " SOCKET " (%s)",
+			 errno == EAGAIN ? "no answer in time" : strerror(errno));
+	if (fd >= 0)
+		close(fd);
+	if (!failed && !strncmp(reply, "{\"ok\": true", strlen("{\"ok\": true")))
+		return;
+	if (!failed)
+		sentence(reply, why, sizeof(why));
+	snprintf(refusal, sizeof(refusal), "UVN: no private network for UID %u on this node: %s; please tell the administrators",
+		 (unsigned)uid, why);
+	slurm_error("%s", refusal);
+}
+
+/* On every node of an allocation, before its first step, in a process of slurmd's. */
+int slurm_spank_job_prolog(spank_t spank, int ac, char **av)
+{
+	ask(spank, ac, av, 0);
+	return 0;
+}
+
+/* In slurmstepd, which is in the job's cgroup and has not yet connected to anybody. */
+int slurm_spank_init(spank_t spank, int ac, char **av)
+{
+	if (spank_context() == S_CTX_REMOTE)
+		ask(spank, ac, av, getpid());
+	return 0;
+}
+
+/* In the task, as the user, whose terminal or file is its standard error; the next step is the user's program. */
+int slurm_spank_task_init(spank_t spank, int ac, char **av)
+{
+	(void)spank, (void)ac, (void)av;
+	if (!refusal[0])
+		return 0;
+	slurm_error("%s", refusal);
+	return FAILURE;
+}

@@ -1,0 +1,262 @@
+# Copyright (c) 2026 The UVN authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ingress on a real kernel: listed hosts reach users' listeners, nobody else does, and two users do not take one port."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import time
+
+import pytest
+from daemon import Host
+from nodes import SITE, Node, connect
+from uvn.bpf import cgroup2_mount
+from uvn.ingress import Gate
+from uvn.reconcile import Reconciler
+
+ALICE, BOB = 2001, 2002
+LISTED4, LISTED6, PORT = "192.168.80.92", "fd00:80::92", 61001
+INGRESS = {
+    **SITE,
+    "ingress": [{"hosts": [LISTED4, LISTED6, "192.168.80.91", "fd00:80::91"], "ports": ["61000-61999"]}],
+    "control_ports": ["6817-6819"],
+}
+
+LISTENER = """
+import socket, sys
+address, port, family = sys.argv[1], int(sys.argv[2]), socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+listener = socket.socket(family)
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+try:
+    listener.bind((address, port))
+except OSError as error:
+    sys.exit(print(type(error).__name__, flush=True))
+listener.listen()
+print("listens", flush=True)
+while True:
+    connection, peer = listener.accept()
+    connection.sendall(f"{socket.socket().getsockopt(1, 25, 16).rstrip(bytes(1)).decode()} {peer[0]}".encode())
+    connection.close()
+"""
+
+
+def ensure(site, uid):
+    with Reconciler(site) as reconciler:
+        return len(reconciler.user(uid))
+
+
+def pending_node(site):
+    with Reconciler(site) as reconciler:
+        return [str(change) for change in reconciler.node(check=True)]
+
+
+@pytest.fixture(scope="module")
+def node(lans):
+    """A node where alice and bob have networks."""
+    node = Host("ingress1", 91, site=INGRESS)
+    for uid in (ALICE, BOB):
+        node.call(ensure, node.site, uid)
+    yield node
+    node.delete()
+
+
+@pytest.fixture(scope="module")
+def listed(node):
+    """A host without UVN that is listed."""
+    host = Node("ingress2", 92)
+    yield host
+    host.delete()
+
+
+@pytest.fixture(scope="module")
+def unlisted(node):
+    host = Node("ingress3", 93)
+    yield host
+    host.delete()
+
+
+@pytest.fixture
+def listen(node):
+    """A function that lets a user listen on the node; what the program said."""
+    started = []
+
+    def start(uid, address="0.0.0.0", port=PORT):
+        program = node.run_as(uid, "python3", "-IS", "-c", LISTENER, address, str(port), stdout=subprocess.PIPE)
+        started.append(program)
+        return program.stdout.readline().strip()
+
+    yield start
+    for program in started:
+        program.kill()
+        program.wait()
+
+
+@pytest.mark.parametrize("any_address, here, peer", [("0.0.0.0", "192.168.80.91", LISTED4), ("::", "fd00:80::91", LISTED6)])
+def test_a_listed_host_reaches_the_user_who_listens(node, listed, unlisted, listen, any_address, here, peer):
+    assert listen(ALICE, any_address) == "listens"
+    assert listed.call(connect, "", here, PORT) == f"vrf{ALICE} {peer}"
+    assert unlisted.call(connect, "", here, PORT) == "ConnectionRefusedError"
+    assert node.call(connect, "", here, PORT) == f"vrf{ALICE} {here}", "root on the node itself, which is listed too"
+    assert node.call(connect, f"vrf{BOB}", here, PORT) == "ConnectionRefusedError"
+
+
+def test_ports_that_are_not_listed_stay_closed(listed, listen):
+    assert listen(ALICE, port=62001) == "listens"
+    assert listed.call(connect, "", "192.168.80.91", 62001) == "ConnectionRefusedError"
+
+
+def test_two_users_do_not_take_one_port(node, listed, listen):
+    assert listen(ALICE) == "listens"
+    assert listen(ALICE, "::", PORT + 1) == "listens"
+    assert [listen(BOB, address, port) for address in ("0.0.0.0", "127.0.0.1", "::") for port in (PORT, PORT + 1)] == ["PermissionError"] * 6
+    assert listen(BOB, port=PORT + 2) == "listens"
+    assert listed.call(connect, "", "192.168.80.91", PORT + 2) == f"vrf{BOB} {LISTED4}"
+    assert listen(BOB, port=62001) == listen(ALICE, port=62001) == "listens", "outside the ranges both may"
+
+
+def test_a_port_is_free_when_its_last_socket_is_closed(node, listen):
+    with holder(node, ALICE, PORT + 10) as first:
+        with holder(node, ALICE, PORT + 10, "127.0.0.2"):
+            first.kill()
+            first.wait()
+            assert listen(BOB, "127.0.0.3", PORT + 10) == "PermissionError"
+    assert listen(BOB, port=PORT + 10) == "listens"
+
+
+def test_a_connection_outlives_its_listener_and_its_successor(node, listed, listen):
+    """Alice accepts and closes the listener; bob takes the port; alice's connection goes on."""
+    program = (
+        f"import socket; l = socket.create_server(('0.0.0.0', {PORT + 20})); print('up', flush=True); c, _peer = l.accept();"
+        "l.close(); print('closed', flush=True); c.sendall(c.recv(9) + b' to alice')"
+    )
+    with python(node, ALICE, program) as server:
+        assert server.stdout.readline() == "up\n"
+        talk = listed.call_later(say_late, PORT + 20, "/tmp/uvn-late")
+        assert server.stdout.readline() == "closed\n"
+        assert listen(BOB, port=PORT + 20) == "listens"
+        assert listed.call(connect, "", "192.168.80.91", PORT + 20) == f"vrf{BOB} {LISTED4}"
+        talk.join()
+    with open("/tmp/uvn-late") as file:
+        assert file.read() == "hello to alice"
+    os.unlink("/tmp/uvn-late")
+
+
+def test_an_accepted_socket_that_connects_elsewhere_is_refused(node, listed):
+    """It has the mark that leads replies past the user's network."""
+    program = (
+        f"import socket; l = socket.create_server(('0.0.0.0', {PORT + 30})); print('up', flush=True); c, _peer = l.accept()\n"
+        "import ctypes; libc = ctypes.CDLL(None, use_errno=True); libc.connect(c.fileno(), bytes(16), 16)\n"
+        "try: c.settimeout(3); c.connect(('192.168.80.92', 9)); print('connected')\n"
+        "except OSError as error: print(type(error).__name__)"
+    )
+    with python(node, ALICE, program) as attacker:
+        assert attacker.stdout.readline() == "up\n"
+        listed.call(connect, "", "192.168.80.91", PORT + 30)
+        assert attacker.stdout.readline() == "PermissionError\n"
+
+
+@pytest.mark.parametrize("port", [6817, 6819])
+def test_control_ports_are_not_for_users(node, listen, port):
+    assert listen(ALICE, port=port) == listen(ALICE, "::", port) == "PermissionError"
+    assert listen(0, port=port) == "listens"
+    assert listen(ALICE, port=6820) == "listens"
+
+
+@pytest.mark.parametrize(
+    "address, port, expected",
+    [
+        ("192.168.80.92", 9, f"vrf{ALICE}"),
+        ("fd00:80::92", 9, f"vrf{ALICE}"),
+        ("192.168.80.92", 6818, ""),
+        ("127.0.0.1", 9, ""),
+        ("::1", 9, ""),
+    ],
+)
+def test_root_in_a_job_connects_in_the_network_of_its_user(node, job, address, port, expected):
+    assert connecting(node, job, 0, address, port) == ""
+    assert node.call_apart(register, os.path.join(job, "step_0"), f"vrf{ALICE}")
+    assert connecting(node, job, 0, address, port) == expected
+    assert connecting(node, os.path.dirname(job), 0, address, port) == "", "outside the job"
+
+
+def test_root_with_the_effective_uid_of_the_user_as_well(node, job):
+    assert node.call_apart(register, os.path.join(job, "step_0"), f"vrf{ALICE}")
+    assert connecting(node, job, ALICE, "192.168.80.92", 9) == f"vrf{ALICE}"
+
+
+def test_a_process_outside_jobs_is_not_registered(node):
+    assert not node.call(Gate().register, os.getpid(), f"vrf{ALICE}")
+
+
+def test_nothing_is_left_to_do_and_nothing_is_left_behind(node):
+    assert node.call(pending_node, node.site) == []
+    node.sh("/usr/sbin/uvn node remove")
+    assert node.sh("tc qdisc show dev em1; tc qdisc show dev lo").count("clsact") == 0
+    assert node.sh("cat /proc/sys/net/ipv4/tcp_fwmark_accept") == "0\n"
+    assert not os.path.exists("/sys/fs/bpf/uvn")
+    assert "fwmark" not in node.sh("ip rule; ip -6 rule")
+
+
+# -- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def python(node, uid, program):
+    return node.run_as(uid, "python3", "-IS", "-c", program, stdout=subprocess.PIPE)
+
+
+@contextlib.contextmanager
+def holder(node, uid, port, address="127.0.0.1"):
+    """A process of a user that has bound a port and waits."""
+    code = f"import socket, time; s = socket.socket(); s.bind(('{address}', {port})); print('up', flush=True); time.sleep(60)"
+    with python(node, uid, code) as process:
+        assert process.stdout.readline() == "up\n"
+        yield process
+        process.kill()
+
+
+def say_late(port, path):
+    """Connect, wait for what happens on the other side, then say something and note the answer."""
+    with socket.create_connection(("192.168.80.91", port)) as connection:
+        time.sleep(6)
+        connection.sendall(b"hello")
+        answer = connection.recv(100)
+    with open(path, "wb") as file:
+        file.write(answer)
+
+
+@pytest.fixture
+def job():
+    """A cgroup as Slurm makes them for a job."""
+    path = os.path.join(cgroup2_mount(), "uvn-test", "job_7")
+    os.makedirs(os.path.join(path, "step_0"))
+    yield path
+    for directory in (os.path.join(path, "step_0"), path, os.path.dirname(path)):
+        os.rmdir(directory)
+
+
+def enter(cgroup):
+    with open(os.path.join(cgroup, "cgroup.procs"), "w") as file:
+        file.write(str(os.getpid()))
+
+
+def register(cgroup, vrf):
+    enter(cgroup)
+    return Gate().register(os.getpid(), vrf)
+
+
+def connecting(node, cgroup, euid, address, port):
+    return node.call_apart(_connecting, os.path.join(cgroup, "step_0") if "job_" in cgroup else cgroup, euid, address, port)
+
+
+def _connecting(cgroup, euid, address, port):
+    """The device of a socket of root that began to connect."""
+    enter(cgroup)
+    os.seteuid(euid)
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as connection:
+        connection.setblocking(False)
+        connection.connect_ex((address, port))
+        return connection.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0").decode()

@@ -1,0 +1,400 @@
+# Copyright (c) 2026 The UVN authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""uvnd on a real kernel: logins, repairs, following the node, and users who leave."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from daemon import LOG, Host, apply_part, configure, cut_off_everywhere, refused_everywhere, wait_for
+from uvn import client, store
+from uvn.membership import Membership
+
+ALICE, BOB, CAROL = 2001, 2002, 2003
+CROWD = {f"uvncrowd{number}": 3000 + number for number in range(1, 61)}
+
+
+@pytest.fixture(scope="module")
+def host(lans):
+    """A node with uvnd and a default route."""
+    LOG.unlink(missing_ok=True)
+    node = Host("uvn-d", 71)
+    node.sh("ip route add default via 10.10.0.1; ip -6 route add default via 2001:db8:10::1")
+    node.start()
+    yield node
+    node.delete()
+
+
+@pytest.fixture(autouse=True)
+def nobody(host):
+    """Every test begins without networks, with uvnd running and the site file as it was."""
+    yield
+    configure(host.configuration)
+    if host.uvnd is None:
+        host.start()
+    uids = [network["uid"] for network in client.request({"op": "status"})["networks"]]
+    client.request({"op": "remove", "uids": [*uids, ALICE, BOB, CAROL]})
+
+
+@pytest.fixture
+def crowd():
+    """Sixty more accounts."""
+    before = open("/etc/passwd").read()
+    with open("/etc/passwd", "a") as file:
+        file.writelines(f"{name}:x:{uid}:{uid}::/nonexistent:/bin/sh\n" for name, uid in CROWD.items())
+    yield CROWD
+    with open("/etc/passwd", "w") as file:
+        file.write(before)
+
+
+# -- logins ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_login_makes_the_network_and_binds_sockets_to_it(host):
+    assert host.bound_to(ALICE) == "PermissionError"
+    assert host.logged_in("alice") == ""
+    assert host.whole(ALICE)
+    assert host.bound_to(ALICE) == "vrf2001"
+    assert store.vouched() == {"alice": ALICE}
+
+
+def test_two_hundred_logins_at_once(host, crowd):
+    users = dict([*crowd.items()][:20])
+    names = [*users] * 10
+    random.Random(1).shuffle(names)
+    logins = [host.log_in(name) for name in names]
+    failed = [said for login in logins for said in [login.communicate()[0]] if login.returncode]
+    assert failed == []
+    assert all(host.whole(uid) for uid in users.values())
+    assert {network["uid"] for network in client.request({"op": "status"})["networks"]} == set(users.values())
+    assert store.vouched() == users
+
+
+# -- kills -----------------------------------------------------------------------------------------------------------
+
+
+def test_uvnd_is_killed_again_and_again_while_users_log_in(host, crowd):
+    names = list(crowd)
+    for number, name in enumerate(names[:4]):
+        login = host.log_in(name)
+        time.sleep(0.05 * number)
+        host.stop(signal.SIGKILL)
+        login.communicate()
+        host.start()
+        host.logged_in(name)
+        assert host.whole(crowd[name])
+
+
+@pytest.mark.parametrize("present", [True, False], ids=["making", "removing"])
+def test_a_run_that_is_cut_off_at_any_step_is_completed(host, present):
+    host.stop()
+    assert host.call(cut_off_everywhere, host.site, ALICE, present) > 10
+
+
+@pytest.mark.parametrize("present", [True, False], ids=["making", "removing"])
+def test_a_request_that_the_kernel_refuses_leaves_what_the_next_run_completes(host, present):
+    host.stop()
+    assert host.call(refused_everywhere, host.site, ALICE, present) >= (10 if present else 1)
+
+
+@pytest.mark.parametrize("count", [3, 20])
+def test_uvnd_takes_away_what_a_killed_one_began_for_somebody_who_is_not_here(host, count):
+    host.stop(signal.SIGKILL)
+    host.call(apply_part, host.site, ALICE, True, count)
+    host.sh("ip link del vrf2001")
+    host.start()
+    wait_for(lambda: host.absent(ALICE), "what was left of alice's network is gone")
+
+
+# -- damage ----------------------------------------------------------------------------------------------------------
+
+DAMAGE = {
+    "a VXLAN deleted": "ip link del em1u2001",
+    "the VRF deleted": "ip link del vrf2001",
+    "a wrong address": "ip addr add 192.168.80.99/21 dev em1u2001; ip addr del 192.168.80.71/21 dev em1u2001",
+    "a route deleted": "ip route del default table 100002001",
+    "the reply route deleted": "ip route del 100.64.7.209 table 100000000",
+    "the NAT address deleted": "ip -6 addr flush dev uvn",
+    "a VXLAN down": "ip link set ib0u2001 down",
+}
+
+
+@pytest.mark.parametrize("script", DAMAGE.values(), ids=DAMAGE.keys())
+def test_damage_is_mended_at_once(host, script):
+    host.logged_in("alice")
+    host.sh(script)
+    wait_for(lambda: host.whole(ALICE), f"after {script}")
+    assert host.bound_to(ALICE) == "vrf2001"
+
+
+EVERYTHING_BUT_THE_VRF = "; ".join(script for what, script in DAMAGE.items() if what != "the VRF deleted")
+
+
+@pytest.mark.parametrize("script", [DAMAGE["the VRF deleted"], f"set +e; {EVERYTHING_BUT_THE_VRF}; true"], ids=["the VRF", "all the rest"])
+def test_damage_done_while_uvnd_was_dead_is_mended_when_it_starts(host, script):
+    host.logged_in("alice")
+    host.stop(signal.SIGKILL)
+    host.sh(script)
+    host.start()
+    wait_for(lambda: host.whole(ALICE), f"after {script}")
+
+
+@pytest.mark.parametrize("rule", ["pref 32764", "pref 32763", "pref 32765 table local", "pref 1000"])
+def test_a_rule_deleted_by_hand_comes_back(host, rule):
+    before = host.sh("ip rule; ip -6 rule")
+    host.sh(f"ip rule del {rule}; ip -6 rule del {rule}")
+    wait_for(lambda: host.sh("ip rule; ip -6 rule") == before, f"{rule} is back")
+
+
+def test_a_missing_entry_of_the_map_is_put_back(host):
+    configure({**host.configuration, "idle": 1})
+    host.logged_in("alice")
+    with host.run_as(ALICE, "sleep", "100") as process:
+        Membership().delete(ALICE)
+        wait_for(lambda: host.whole(ALICE), "the entry is back")
+        process.terminate()
+
+
+def test_a_vrf_of_somebody_else_is_refused_and_named(host):
+    host.sh("ip link add vrf2001 type vrf table 7")
+    login = host.log_in("alice")
+    said = login.communicate()[0]
+    assert login.returncode == 1 and "vrf2001: a vrf of link group 0, not made by UVN" in said
+    assert host.bound_to(ALICE) == "PermissionError"
+    assert "table 7" in host.sh("ip -d link show vrf2001"), "it was not touched"
+    host.sh("ip link del vrf2001")
+    host.logged_in("alice")
+
+
+def test_a_program_that_undoes_our_work_again_and_again_does_not_keep_the_node_busy(host):
+    host.logged_in("alice")
+    for _round in range(4):
+        host.sh("ip route del default table 100002001")
+        wait_for(lambda: host.whole(ALICE), "mended", seconds=60)
+    host.sh("ip route del default table 100002001")
+    time.sleep(2)
+    assert not host.whole(ALICE), "after several repairs in a row the next one waits"
+    wait_for(lambda: host.whole(ALICE), "mended in the end", seconds=60)
+
+
+def test_a_network_that_was_removed_stays_removed_although_its_user_is_here(host):
+    host.logged_in("alice")
+    with host.run_as(ALICE, "sleep", "100") as process:
+        client.request({"op": "remove", "user": "alice"})
+        host.sh("ip route replace default via 10.10.0.3; ip route replace default via 10.10.0.1")
+        time.sleep(3)
+        assert host.absent(ALICE) and host.bound_to(ALICE) == "PermissionError"
+        process.kill()
+
+
+# -- ifindex and UID reuse -------------------------------------------------------------------------------------------
+
+
+def test_membership_never_points_to_a_device_that_got_the_index_of_a_deleted_vrf(host):
+    host.logged_in("alice")
+    index = host.index("vrf2001")
+    host.sh(f"ip link del vrf2001; ip link add other index {index} type vrf table 7")
+    wait_for(lambda: Membership().get(ALICE) != index, "alice's entry is not of the new device")
+    wait_for(lambda: host.whole(ALICE), "alice has a network again")
+    host.stop(signal.SIGKILL)
+    index = host.index("vrf2001")
+    host.sh(f"ip link del vrf2001; ip link del other; ip link add other index {index} type vrf table 7")
+    host.start()
+    wait_for(lambda: Membership().get(ALICE) != index, "nor after a restart")
+    host.sh("ip link del other")
+
+
+def test_a_name_that_belongs_to_another_uid_now_asks_again(host, crowd):
+    configure({**host.configuration, "idle": 1})
+    host.logged_in("uvncrowd1")
+    subprocess.run(["sed", "-i", "s/^uvncrowd1:x:3001/uvncrowd1:x:3099/", "/etc/passwd"], check=True)
+    wait_for(lambda: "uvncrowd1" not in store.vouched(), "the login asks again")
+    host.logged_in("uvncrowd1")
+    assert host.whole(3099)
+
+
+# -- following the node ----------------------------------------------------------------------------------------------
+
+
+def follows(host, script, *uids):
+    """Change the node; the seconds until all users' networks are as the plan then wants them."""
+    plans = [host.observe(uid) for uid in uids]
+    host.sh(script)
+    seconds = wait_for(lambda: all(host.observe(uid) != plan for uid, plan in zip(uids, plans)), f"after {script}: something changed")
+    seconds += wait_for(lambda: all(host.whole(uid) for uid in uids), f"after {script}: all as planned")
+    print(f"{script}: {seconds:.1f} s")
+    return seconds
+
+
+NODE_CHANGES = {
+    "a NIC goes down and comes up": ("ip link set ib0 down", "ip link set ib0 up; ip -6 addr add fd00:40::71/64 dev ib0 nodad"),
+    "an address changes": (
+        "ip addr add 192.168.40.171/21 dev ib0; ip addr del 192.168.40.71/21 dev ib0; ip addr replace 192.168.40.171/21 dev ib0",
+        "ip addr del 192.168.40.171/21 dev ib0; ip addr add 192.168.40.71/21 dev ib0",
+    ),
+    "an address goes": ("ip addr del 192.168.40.71/21 dev ib0", "ip addr add 192.168.40.71/21 dev ib0"),
+    "a NIC is renamed": (
+        "ip link set ib0 down; ip link set ib0 name ib9; ip link set ib9 up; ip -6 addr add fd00:40::71/64 dev ib9 nodad",
+        "ip link set ib9 down; ip link set ib9 name ib0; ip link set ib0 up; ip -6 addr add fd00:40::71/64 dev ib0 nodad",
+    ),
+    "a new default gateway": ("ip route replace default via 10.10.0.2", "ip route replace default via 10.10.0.1"),
+    "another MTU": ("ip link set ib0 mtu 1400", "ip link set ib0 mtu 1500"),
+}
+
+
+@pytest.mark.parametrize("scripts", NODE_CHANGES.values(), ids=NODE_CHANGES.keys())
+def test_all_networks_follow_the_node(host, scripts):
+    host.logged_in("alice")
+    host.logged_in("bob")
+    untouched = host.sh("ip -o link show vrf2001; ip -o link show em1u2001")
+    for script in scripts:
+        follows(host, script, ALICE, BOB)
+    assert host.sh("ip -o link show vrf2001; ip -o link show em1u2001") == untouched
+
+
+def test_a_nic_that_is_replaced_and_one_that_comes_after_the_login(host):
+    host.logged_in("alice")
+    host.sh("ip link del ib0")
+    wait_for(lambda: host.whole(ALICE) and not host.index("ib0u2001"), "ib0 and its VXLAN are gone")
+    subprocess.run(["ip", "link", "add", "v71p1", "type", "veth", "peer", "name", "ib0", "netns", host.name], check=True)
+    subprocess.run(["ip", "link", "set", "v71p1", "master", "lan40", "up"], check=True)
+    follows(host, "ip link set ib0 up; ip addr add 192.168.40.71/21 dev ib0; ip -6 addr add fd00:40::71/64 dev ib0 nodad", ALICE)
+    assert host.index("ib0u2001")
+
+
+ECHO = """
+import socket, sys
+listener = socket.create_server(("192.168.80.71", 8888)); print("ready", flush=True)
+connection = listener.accept()[0]
+while data := connection.recv(100): connection.sendall(data)
+"""
+TALK = """
+import socket, sys
+connection = socket.create_connection(("192.168.80.71", 8888)); print("ready", flush=True)
+for line in sys.stdin: connection.sendall(b"x"); connection.settimeout(20); print(connection.recv(1).decode(), flush=True)
+"""
+
+
+def test_open_connections_survive_a_change_elsewhere(host):
+    host.logged_in("alice")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    echo = host.run_as(ALICE, "python3", "-IS", "-c", ECHO, **pipes)
+    assert echo.stdout.readline() == "ready\n"
+    talk = host.run_as(ALICE, "python3", "-IS", "-c", TALK, **pipes)
+    assert talk.stdout.readline() == "ready\n"
+    for script in NODE_CHANGES["a NIC goes down and comes up"] + NODE_CHANGES["a new default gateway"]:
+        follows(host, script, ALICE)
+        talk.stdin.write("\n")
+        talk.stdin.flush()
+        assert talk.stdout.readline() == "x\n"
+    talk.kill()
+    echo.kill()
+    talk.communicate()
+    echo.communicate()
+
+
+# -- leaving ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_network_of_a_user_who_has_left_goes(host):
+    configure({**host.configuration, "idle": 2})
+    host.logged_in("alice")
+    host.logged_in("bob")
+    with host.run_as(ALICE, "sleep", "1000") as process:
+        wait_for(lambda: host.absent(BOB), "bob, who never had a process, is gone")
+        time.sleep(8)
+        assert host.whole(ALICE) and store.vouched() == {"alice": ALICE}
+        process.kill()
+    wait_for(lambda: host.absent(ALICE), "alice's network is gone")
+    host.logged_in("alice")
+    assert host.whole(ALICE)
+
+
+def test_who_logs_in_while_the_network_is_about_to_go_keeps_it(host):
+    configure({**host.configuration, "idle": 8})
+    host.logged_in("alice")
+    wait_for(lambda: not store.vouched(), "logins ask again")
+    assert host.whole(ALICE), "the network is still there"
+    host.logged_in("alice")
+    with host.run_as(ALICE, "sleep", "1000") as process:
+        time.sleep(20)
+        assert host.whole(ALICE)
+        process.kill()
+
+
+def test_a_persistent_network_stays_and_survives_a_restart_of_the_node(host):
+    configure({**host.configuration, "idle": 1})
+    client.request({"op": "ensure", "user": "carol", "persistent": True})
+    time.sleep(6)
+    assert host.whole(CAROL)
+    host.stop(signal.SIGKILL)
+    host.sh("ip link del group 0x550007d3")
+    Membership().delete(CAROL)
+    shutil.rmtree(store.READY)
+    host.start()
+    wait_for(lambda: host.whole(CAROL), "carol's network is made anew")
+
+
+def test_idle_0_keeps_networks(host):
+    configure({**host.configuration, "idle": 0})
+    host.logged_in("alice")
+    time.sleep(5)
+    assert host.whole(ALICE)
+
+
+# -- long work -------------------------------------------------------------------------------------------------------
+
+
+def test_a_login_need_not_wait_for_the_end_of_a_long_request(host, crowd):
+    bulk = host.call_later(client.request, {"op": "ensure", "users": [*crowd]})
+    wait_for(lambda: host.index("vrf3001"), "the long request has begun")
+    host.logged_in("alice")
+    assert not host.index("vrf3060"), "alice did not wait for the last of the crowd"
+    bulk.join()
+    assert bulk.exitcode == 0 and all(host.whole(uid) for uid in (3001, 3060))
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------
+
+
+def refusal(message):
+    """What uvnd says against a request, nothing when it has nothing."""
+    try:
+        client.request(message)
+    except client.UvnError as error:
+        return str(error)
+    return ""
+
+
+BAD = {
+    "an unknown user": ({"op": "ensure", "users": ["alice", "nobody-has-this-name"]}, "user 'nobody-has-this-name' is unknown on this node"),
+    "a UID below the limit": ({"op": "ensure", "users": ["alice", "root"]}, "UID 0 is below min_uid 1000"),
+    "a UID in no range": ({"op": "ensure", "uids": [ALICE, 1200001234]}, "UID 1200001234 is in none of the site's UID ranges"),
+}
+
+
+@pytest.mark.parametrize(("message", "sentence"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_refused_with_a_sentence_and_nothing_changes(host, message, sentence):
+    before = host.everything()
+    with pytest.raises(client.UvnError, match=sentence):
+        client.request(message)
+    assert host.everything() == before
+
+
+@pytest.mark.parametrize("text", ['{"version": 1, "underl', '{"version": 2, "underlays": []}'], ids=["cut off", "from a newer version"])
+def test_a_site_file_that_cannot_be_used_changes_nothing_and_says_so(host, text):
+    host.logged_in("alice")
+    before = sorted(host.everything().splitlines())
+    open("/etc/uvn/site.json", "w").write(text)
+    wait_for(lambda: "/etc/uvn/site.json: " in refusal({"op": "ensure", "user": "bob", "check": True}), "refused, once a piece of work is over")
+    host.sh("ip link set ib0 down; ip link set ib0 up; ip -6 addr add fd00:40::71/64 dev ib0 nodad")
+    time.sleep(1)
+    configure(host.configuration)
+    wait_for(lambda: host.whole(ALICE), "alice's network is as planned with the good file")
+    wait_for(lambda: sorted(host.everything().splitlines()) == before, "and all is as before")

@@ -1,0 +1,77 @@
+# Copyright (c) 2026 The UVN authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""MPI programs of two users at once, on the same nodes; launched by srun, by mpirun through Slurm, and by mpirun through ssh."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+from cluster import python
+
+RANKS = 4
+PROGRAM = """
+import socket
+from mpi4py import MPI
+world = MPI.COMM_WORLD
+bound = socket.socket().getsockopt(1, 25, 16).rstrip(bytes(1)).decode()
+said = world.gather(f"{socket.gethostname()}/{bound}")
+total = world.allreduce(world.rank)
+swapped = world.alltoall([world.rank * 100 + other for other in range(world.size)])
+if world.rank == 0:
+    print("total", total, "swapped", swapped[-1], *sorted(said))
+"""
+# TCP between all ranks, also those of one node.
+TCP = ["env", "OMPI_MCA_pml=ob1", "OMPI_MCA_btl=tcp,self"]
+RENDEZVOUS = """
+import os, socket, time
+rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+if rank == 0:
+    with socket.create_server(("", 29500)) as server:
+        peers = [server.accept()[0] for _other in range(size - 1)]
+        said = sorted(peer.recv(100).decode() for peer in peers)
+        for peer in peers:
+            peer.sendall(b"go")
+    print("met", *said)
+else:
+    for _attempt in range(120):
+        try:
+            peer = socket.create_connection(("c1", 29500), 5)
+            break
+        except OSError:
+            time.sleep(0.5)
+    peer.sendall(f"{rank}/{os.environ['SLURM_JOB_USER']}".encode())
+    peer.recv(100)
+"""
+
+
+def expected(user) -> list[str]:
+    nodes = ["c1"] * (RANKS // 2) + ["c2"] * (RANKS // 2)
+    swapped = (RANKS - 1) * 100
+    return ["total", str(sum(range(RANKS))), "swapped", str(swapped), *(f"{node}/{user.vrf}" for node in nodes)]
+
+
+def launched(how: str) -> str:
+    program = python(PROGRAM)
+    if how in ("pmix", "pmi2"):
+        return shlex.join(["srun", f"--mpi={how}", *TCP, *program])
+    through = {"mpirun through Slurm": "slurm", "mpirun through ssh": "rsh"}[how]
+    options = ["--mca", "plm", through, "--mca", "plm_rsh_args", "-o StrictHostKeyChecking=no"]
+    hosts = ["--host", f"c1:{RANKS // 2},c2:{RANKS // 2}"] if through == "rsh" else []
+    return shlex.join([*TCP, "mpirun", *options, *hosts, "-n", str(RANKS), *program])
+
+
+@pytest.mark.parametrize("how", ["pmix", "mpirun through Slurm", "mpirun through ssh"])
+def test_two_users_mpi_jobs_on_the_same_nodes(slurm, alice, bob, how):
+    jobs = {user: user.submit(launched(how), "--nodes=2", f"--ntasks-per-node={RANKS // 2}", "--mem=200") for user in (alice, bob)}
+    for user, job in jobs.items():
+        assert user.output(job).split() == expected(user)
+
+
+def test_two_users_meet_on_one_port(slurm, alice, bob):
+    """As PyTorch's processes do."""
+    command = shlex.join(["srun", *python(RENDEZVOUS)])
+    jobs = {user: user.submit(command, "--nodes=2", "--ntasks-per-node=2", "--mem=100") for user in (alice, bob)}
+    for user, job in jobs.items():
+        assert user.output(job).split() == ["met", *(f"{rank}/{user.name}" for rank in (1, 2, 3))]

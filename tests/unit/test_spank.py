@@ -1,0 +1,161 @@
+# Copyright (c) 2026 The UVN authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The SPANK plug-in against a stand-in for slurmstepd and one for uvnd (needs a C compiler; tests/slurm has the real ones)."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+SOURCE = pathlib.Path(__file__).resolve().parents[2] / "spank"
+
+HEADER = """
+#include <stdint.h>
+typedef void *spank_t;
+enum { S_JOB_UID = 0, S_CTX_REMOTE = 2, ESPANK_SUCCESS = 0 };
+#define SPANK_PLUGIN(name, version) const char plugin_name[] = #name; const unsigned int spank_plugin_version = version;
+int spank_get_item(spank_t, int, ...);
+int spank_context(void);
+void slurm_error(const char *, ...);
+"""
+
+# Calls the callbacks in the order of a step: argv[1] is the context, the rest are arguments of plugstack.conf.
+STAND_IN = """
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/types.h>
+#include <slurm/spank.h>
+static int context;
+int slurm_spank_job_prolog(spank_t, int, char **), slurm_spank_init(spank_t, int, char **), slurm_spank_task_init(spank_t, int, char **);
+int spank_context(void) { return context; }
+int spank_get_item(spank_t s, int item, ...)
+{
+    va_list arguments;
+    va_start(arguments, item);
+    *va_arg(arguments, uid_t *) = 2001;
+    va_end(arguments);
+    return s || item ? 1 : 0;
+}
+void slurm_error(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vprintf(format, arguments);
+    puts("");
+    va_end(arguments);
+}
+int main(int argc, char **argv)
+{
+    context = atoi(argv[1]);
+    int prolog = context == 5 ? slurm_spank_job_prolog(0, argc - 2, argv + 2) : 0;
+    int init = context == 5 ? 0 : slurm_spank_init(0, argc - 2, argv + 2);
+    int task = context == 2 ? slurm_spank_task_init(0, argc - 2, argv + 2) : 0;
+    printf("returned %d %d %d\\n", prolog, init, task);
+}
+"""
+LOCAL, REMOTE, PROLOG = "1", "2", "5"
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """The program, and the path of the socket that it asks."""
+    if shutil.which("cc") is None:
+        pytest.fail("cc is missing: install gcc", pytrace=False)
+    path = tmp_path_factory.mktemp("spank")
+    (path / "slurm").mkdir()
+    (path / "slurm" / "spank.h").write_text(HEADER)
+    (path / "slurm" / "slurm.h").write_text("")
+    (path / "main.c").write_text(STAND_IN)
+    command = ["cc", "-Wall", "-Werror", f"-I{path}", f'-DSOCKET="{path}/s"', '-DBUILT_FOR="22.05"', SOURCE / "uvn.c", path / "main.c"]
+    subprocess.run([*command, "-o", path / "stand-in"], check=True)
+    return path
+
+
+@pytest.fixture
+def step(build):
+    """A function: run the callbacks while uvnd answers `reply` after `delay` seconds; what was said, and the request."""
+
+    def run(reply, *arguments, context=REMOTE, delay=0.0):
+        requests = []
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(str(build / "s"))
+            listener.listen()
+            listener.settimeout(0.5)
+
+            def answer():
+                try:
+                    connection, _peer = listener.accept()
+                except TimeoutError:
+                    return
+                with connection:
+                    requests.append(json.loads(connection.makefile("rb").readline()))
+                    time.sleep(delay)
+                    try:
+                        connection.sendall(reply)
+                    except BrokenPipeError:
+                        pass
+
+            thread = threading.Thread(target=answer)
+            thread.start()
+            done = subprocess.run([build / "stand-in", context, *arguments], capture_output=True, text=True, check=True)
+            thread.join()
+        (build / "s").unlink()
+        return done.stdout.splitlines(), requests
+
+    return run
+
+
+def test_with_a_network_the_task_starts(step):
+    said, (request,) = step(b'{"ok": true}\n')
+    assert said == ["returned 0 0 0"]
+    assert (request.pop("job") > 1, request) == (True, {"op": "ensure", "brief": True, "uid": 2001})
+
+
+def test_the_prolog_asks_and_never_fails(step):
+    said, (request,) = step(b'{"ok": false, "error": "no"}\n', context=PROLOG)
+    assert said[-1] == "returned 0 0 0" and request["job"] == 0
+
+
+def test_srun_and_sbatch_ask_nobody(step):
+    assert step(b"", context=LOCAL) == (["returned 0 0 0"], [])
+
+
+@pytest.mark.parametrize(
+    ("reply", "sentence"),
+    [
+        (b'{"ok": false, "error": "UID 2001 is in no range of \\"ranges\\""}\n', 'UID 2001 is in no range of "ranges"'),
+        (b'{"ok": false, "error": "' + b"x" * 5000, "x" * 700),
+        (b"", "uvnd ended before it answered"),
+        (b'{"ok": tru', "uvnd ended before it answered"),
+    ],
+)
+def test_a_refusal_is_said_and_ends_the_task(step, reply, sentence):
+    said, _requests = step(reply)
+    assert said[0] == said[1] and said[0].startswith("UVN: no private network for UID 2001 on this node: ")
+    assert sentence in said[0] and said[2] == "returned 0 0 -1"
+
+
+def test_the_wait_is_bounded(step):
+    start = time.monotonic()
+    said, _requests = step(b'{"ok": true}\n', "timeout=1", delay=3)
+    assert "no answer in time" in said[0] and said[-1] == "returned 0 0 -1"
+    assert time.monotonic() - start < 10
+
+
+def test_nobody_listens(build):
+    said = subprocess.run([build / "stand-in", REMOTE], capture_output=True, text=True, check=True).stdout
+    assert f"uvnd does not answer at {build}/s (No such file or directory)" in said and said.endswith("returned 0 0 -1\n")
+
+
+def test_an_argument_that_is_none_is_named_and_passed_over(step):
+    said, _requests = step(b'{"ok": true}\n', "timeout=never")
+    assert said == ["uvn: unknown argument timeout=never; give timeout=SECONDS", "returned 0 0 0"]
