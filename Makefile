@@ -113,7 +113,8 @@ slurm: setup ## jobs of two users on the virtual cluster's Slurm, and what they 
 	@mkdir -p $(RESULTS) $(CACHE)/slurm
 	$(LAB) up $(addsuffix =$(SUITE),login1 c1 c2)
 	$(LAB) copy login1:/usr/include/slurm $(CACHE)/slurm
-	$(MAKE) --directory=spank SLURM=$(CACHE)/slurm OUT=$(CACHE)/spank.so
+	ansible-playbook --inventory localhost, --connection local playbooks/spank.yml -e ansible_python_interpreter=$(PYTHON) \
+		-e uvn_spank_headers=$(CACHE)/slurm -e uvn_node_spank=$(CACHE)/spank.so
 	$(LAB) run login1 -- systemctl start munge slurmctld
 	for node in c1 c2; do $(LAB) run $$node -- systemctl start munge slurmd; done
 	ansible-playbook $(INVENTORY) -i tests/slurm/site.yml playbooks/site.yml

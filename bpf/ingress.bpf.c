@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Copyright (c) 2026 The UVN authors */
 /*
- * Lets listed hosts reach users' TCP listeners, and slurmstepd the network of its job's user.
+ * Lets listed hosts reach users' TCP and UDP listeners, and slurmstepd the network of its job's user.
  *
  * bind:    one user at a time has a port of the listed ranges, on the whole node; control ports are nobody's.
- * ingress: a connection from a listed host to such a port goes into the network of the user who has it. The mark makes the
- *          replies go the way that root's packets go, since the host may have no part of the user's network.
+ * ingress: a connection or datagram from a listed host to such a port goes into the network of the user who has it. The mark
+ *          makes a connection's replies go the way that root's packets go, since the host may have no part of the user's network.
  * connect: a TCP connection of root in a registered job's cgroup is made in the network of the job's user.
  */
 #include <linux/bpf.h>
@@ -37,6 +37,10 @@ struct range {
 
 struct ranges {
 	struct range range[RANGES];
+};
+
+struct open {
+	struct ranges protocol[2]; /* TCP, UDP */
 };
 
 struct config {
@@ -90,7 +94,7 @@ struct {
 	__type(value, struct config);
 } uvn_config SEC(".maps");
 
-enum ports { INGRESS, CONTROL, PORTS };
+enum ports { TCP, UDP, CONTROL, PORTS };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -105,17 +109,18 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 4096);
 	__type(key, struct host_prefix);
-	__type(value, struct ranges);
+	__type(value, struct open);
 } uvn_hosts SEC(".maps");
 
+/* by key_of() */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 2 * 65536);
 	__type(key, __u32);
 	__type(value, struct owner);
 } uvn_owner SEC(".maps");
 
-/* the port that a socket is counted for */
+/* the key of uvn_owner that a socket is counted for */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -171,22 +176,31 @@ static __always_inline int is(__u32 ports, __u16 port)
 	return ranges && within(ranges, port);
 }
 
+/* A port of TCP or UDP in uvn_owner. */
+static __always_inline __u32 key_of(enum ports protocol, __u16 port)
+{
+	return (protocol == UDP) << 16 | port;
+}
+
 /* bind */
 
 static __always_inline int bound(struct bpf_sock *sock)
 {
-	__u32 uid = (__u32)bpf_get_current_uid_gid(), port = sock->src_port, other;
+	enum ports protocol = sock->protocol == IPPROTO_TCP ? TCP : UDP;
+	__u32 uid = (__u32)bpf_get_current_uid_gid(), port = sock->src_port, key = key_of(protocol, port), other;
 	struct config *config = managed(sock);
 	struct owner *owner;
 	__u32 *counted;
 
-	if (sock->protocol != IPPROTO_TCP || !config || !uid || uid < config->min_uid || !vrf_of(uid))
+	if (sock->protocol != IPPROTO_TCP && sock->protocol != IPPROTO_UDP)
 		return ALLOW;
-	if (is(CONTROL, port))
+	if (!config || !uid || uid < config->min_uid || !vrf_of(uid))
+		return ALLOW;
+	if (protocol == TCP && is(CONTROL, port))
 		return REFUSE;
-	if (!is(INGRESS, port))
+	if (!is(protocol, port))
 		return ALLOW;
-	owner = lookup(&uvn_owner, &port);
+	owner = lookup(&uvn_owner, &key);
 	counted = bpf_sk_storage_get(&uvn_bound, sock, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!owner || !counted)
 		return REFUSE;
@@ -200,7 +214,7 @@ static __always_inline int bound(struct bpf_sock *sock)
 	bpf_spin_unlock(&owner->lock);
 	if (other != uid)
 		return REFUSE;
-	*counted = port;
+	*counted = key;
 	return ALLOW;
 }
 
@@ -221,13 +235,13 @@ int uvn_release(struct bpf_sock *sock)
 {
 	__u32 *counted = bpf_sk_storage_get(&uvn_bound, sock, 0, 0);
 	struct owner *owner;
-	__u32 port;
+	__u32 key;
 
 	if (!counted || !*counted)
 		return ALLOW;
-	port = *counted;
+	key = *counted;
 	*counted = 0;
-	owner = lookup(&uvn_owner, &port);
+	owner = lookup(&uvn_owner, &key);
 	if (!owner)
 		return ALLOW;
 	bpf_spin_lock(&owner->lock);
@@ -244,23 +258,24 @@ static __always_inline void map4(struct address *address, __be32 ipv4)
 	address->word[3] = ipv4;
 }
 
-/* Offset of the TCP header, 0 if there is none at a fixed place. */
-static __always_inline __u32 addresses(struct __sk_buff *skb, struct flow *flow)
+/* Offset of the header of TCP or UDP, 0 if there is none at a fixed place. */
+static __always_inline __u32 addresses(struct __sk_buff *skb, struct flow *flow, __u8 *protocol)
 {
 	struct ipv6hdr ipv6;
 	struct iphdr ipv4;
 
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		if (bpf_skb_load_bytes(skb, ETH_HLEN, &ipv4, sizeof(ipv4)) || ipv4.protocol != IPPROTO_TCP ||
-		    ipv4.frag_off & bpf_htons(0x3fff))
+		if (bpf_skb_load_bytes(skb, ETH_HLEN, &ipv4, sizeof(ipv4)) || ipv4.frag_off & bpf_htons(0x3fff))
 			return 0;
+		*protocol = ipv4.protocol;
 		map4(&flow->source, ipv4.saddr);
 		map4(&flow->destination, ipv4.daddr);
 		return ETH_HLEN + ipv4.ihl * 4;
 	}
 	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		if (bpf_skb_load_bytes(skb, ETH_HLEN, &ipv6, sizeof(ipv6)) || ipv6.nexthdr != IPPROTO_TCP)
+		if (bpf_skb_load_bytes(skb, ETH_HLEN, &ipv6, sizeof(ipv6)))
 			return 0;
+		*protocol = ipv6.nexthdr;
 		__builtin_memcpy(&flow->source, &ipv6.saddr, sizeof(flow->source));
 		__builtin_memcpy(&flow->destination, &ipv6.daddr, sizeof(flow->destination));
 		return ETH_HLEN + sizeof(ipv6);
@@ -268,14 +283,36 @@ static __always_inline __u32 addresses(struct __sk_buff *skb, struct flow *flow)
 	return 0;
 }
 
-/* The UID who has the port, if the host may connect to it; 0: nobody. */
-static __always_inline __u32 admitted(const struct flow *flow, __u32 port)
+/* The UID who has the port, if the host may reach it; 0: nobody. */
+static __always_inline __u32 admitted(const struct flow *flow, enum ports protocol)
 {
 	struct host_prefix host = {.prefixlen = 128, .address = flow->source};
-	struct ranges *open = lookup(&uvn_hosts, &host);
-	struct owner *owner = lookup(&uvn_owner, &port);
+	struct open *open = lookup(&uvn_hosts, &host);
+	__u16 port = bpf_ntohs(flow->ports[1]);
+	__u32 key = key_of(protocol, port);
+	struct owner *owner = lookup(&uvn_owner, &key);
 
-	return open && within(open, port) && owner && owner->sockets ? owner->uid : 0;
+	return open && within(&open->protocol[protocol == UDP], port) && owner && owner->sockets ? owner->uid : 0;
+}
+
+/* The UID whose connection a segment belongs to: a SYN decides it, and the rest follow. */
+static __always_inline __u32 connected(struct __sk_buff *skb, __u32 offset, const struct flow *flow)
+{
+	__u32 uid, *known;
+	struct tcphdr tcp;
+
+	if (bpf_skb_load_bytes(skb, offset, &tcp, sizeof(tcp)))
+		return 0;
+	if (!tcp.syn || tcp.ack) {
+		known = lookup(&uvn_flow, flow);
+		return known ? *known : 0;
+	}
+	uid = admitted(flow, TCP);
+	if (uid)
+		update(&uvn_flow, flow, &uid, BPF_ANY);
+	else
+		bpf_map_delete_elem(&uvn_flow, flow);
+	return uid;
 }
 
 SEC("tc")
@@ -284,29 +321,19 @@ int uvn_ingress(struct __sk_buff *skb)
 	__be32 mac_head = bpf_htonl(0x0255564e); /* of every VRF, see plan.py */
 	__be16 mac_tail = bpf_htons(0x0001);
 	struct flow flow = {};
-	struct tcphdr tcp;
-	__u32 offset, vrf, uid = 0, *known;
-	__u16 port;
+	enum ports protocol;
+	__u32 offset, vrf, uid;
+	__u8 number = 0;
 
-	offset = addresses(skb, &flow);
-	if (!offset || bpf_skb_load_bytes(skb, offset, &tcp, sizeof(tcp)))
+	offset = addresses(skb, &flow, &number);
+	if (!offset || (number != IPPROTO_TCP && number != IPPROTO_UDP))
 		return TC_ACT_OK;
-	port = bpf_ntohs(tcp.dest);
-	if (!is(INGRESS, port))
+	if (bpf_skb_load_bytes(skb, offset, flow.ports, sizeof(flow.ports)))
 		return TC_ACT_OK;
-	flow.ports[0] = tcp.source;
-	flow.ports[1] = tcp.dest;
-
-	if (tcp.syn && !tcp.ack) {
-		uid = admitted(&flow, port);
-		if (uid)
-			update(&uvn_flow, &flow, &uid, BPF_ANY);
-		else
-			bpf_map_delete_elem(&uvn_flow, &flow);
-	} else {
-		known = lookup(&uvn_flow, &flow);
-		uid = known ? *known : 0;
-	}
+	protocol = number == IPPROTO_TCP ? TCP : UDP;
+	if (!is(protocol, bpf_ntohs(flow.ports[1])))
+		return TC_ACT_OK;
+	uid = protocol == TCP ? connected(skb, offset, &flow) : admitted(&flow, UDP);
 	vrf = uid ? vrf_of(uid) : 0;
 	if (!vrf)
 		return TC_ACT_OK;

@@ -206,7 +206,7 @@ def _slurm_conf(config: dict[str, str], site: dict[str, Any]) -> Iterator[str]:
     if "block_null_hash" not in config.get("CommunicationParameters", "").lower():
         yield "CommunicationParameters lacks block_null_hash, so a credential that a user's program receives could be used again; add it"
     first, _dash, last = config.get("SrunPortRange", "0-0").partition("-")
-    if not any(_covers(opening["ports"], int(first), int(last)) for opening in site["ingress"]):
+    if not any(opening["protocol"] == "tcp" and _covers(opening["ports"], int(first), int(last)) for opening in site["ingress"]):
         yield (
             f"SrunPortRange is {config.get('SrunPortRange')}, and no entry of uvn_ingress opens that range, so slurmctld and slurmstepd would not "
             "reach srun and salloc; set SrunPortRange=61000-64999, say, and open it to the hosts of slurmctld and slurmd"

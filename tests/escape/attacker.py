@@ -237,6 +237,31 @@ def started_by(*words: str) -> str:
     return output(*words, "python3", "-I", "-c", f"import socket; {code}")
 
 
+def slirp() -> str:
+    """The plain TCP connection from an own network namespace, whose gateway 10.0.2.2 is slirp4netns's way to the host's localhost."""
+    code = f"""
+import socket, time
+for _again in range(50):
+    try:
+        s = socket.create_connection(("10.0.2.2", {TCP}), 5)
+    except OSError as error:
+        print(error, flush=True)
+        time.sleep(0.2)
+    else:
+        s.sendall({token()!r})
+        print(s.recv(99).decode())
+        break
+"""
+    command = ["unshare", "--user", "--map-root-user", "--net", "python3", "-I", "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as inside:
+        while os.readlink(f"/proc/{inside.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
+            time.sleep(0.05)
+        with subprocess.Popen(["slirp4netns", "--configure", str(inside.pid), "tap0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as helper:
+            said = inside.communicate(timeout=20)[0].splitlines()
+            helper.terminate()
+    return (said or ["no word"])[-1]
+
+
 def started_by_manager() -> str:
     """The same; whether it got through, bob's listener says."""
     said = started_by("systemd-run", "--user", "--quiet", "--collect")
@@ -354,6 +379,7 @@ PROGRAMS = {
     "systemd-run --user": started_by_manager,
     "subordinate UID": lambda: started_by("unshare", "--user", "--map-auto", "--setuid", "1"),
     "own network namespace, pasta": lambda: started_by("pasta", "--quiet", "--tcp-ns", str(TCP), "--"),
+    "own network namespace, slirp4netns": slirp,
     "NAT address": lambda: talk(socket.socket(), (NAT4, TCP)),
     "NAT address, from outside": lambda: talk(into(socket.socket(), "em1"), (NAT4, TCP)),
     "IP_PKTINFO, VRF": lambda: pktinfo(VRF, "127.0.0.1"),

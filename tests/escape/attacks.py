@@ -48,6 +48,7 @@ ATTACKS = (
     Attack("systemd-run --user", "membership"),
     Attack("subordinate UID", "membership"),
     Attack("own network namespace, pasta", "membership"),
+    Attack("own network namespace, slirp4netns", "membership"),
     Attack("NAT address", "kernel"),
     Attack("NAT address, from outside", "kernel", node="ext"),
     Attack("IP_PKTINFO, VRF", "guard"),

@@ -20,9 +20,13 @@ from uvn.reconcile import Reconciler
 
 ALICE, BOB = 2001, 2002
 LISTED4, LISTED6, PORT = "192.168.80.92", "fd00:80::92", 61001
+OUTSIDE4, OUTSIDE6 = "10.10.0.94", "2001:db8:10::94"
 INGRESS = {
     **SITE,
-    "ingress": [{"hosts": [LISTED4, LISTED6, "192.168.80.91", "fd00:80::91"], "ports": ["61000-61999"]}],
+    "ingress": [
+        {"hosts": [LISTED4, LISTED6, "192.168.80.91", "fd00:80::91"], "ports": ["61000-61999"]},
+        {"hosts": [OUTSIDE4, OUTSIDE6, LISTED4], "ports": ["61000-61999"], "protocol": "udp"},
+    ],
     "control_ports": ["6817-6819"],
 }
 
@@ -41,6 +45,21 @@ while True:
     connection, peer = listener.accept()
     connection.sendall(f"{socket.socket().getsockopt(1, 25, 16).rstrip(bytes(1)).decode()} {peer[0]}".encode())
     connection.close()
+"""
+
+# Answers where it was asked if it is bound to an address, and from where the kernel likes if it is not.
+DATAGRAMS = """
+import socket, sys
+address, port = sys.argv[1], int(sys.argv[2])
+server = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+try:
+    server.bind((address, port))
+except OSError as error:
+    sys.exit(print(type(error).__name__, flush=True))
+print("listens", flush=True)
+while True:
+    said, peer = server.recvfrom(100)
+    server.sendto(f"{server.getsockopt(1, 25, 16).rstrip(bytes(1)).decode()} {peer[0]}".encode(), peer)
 """
 
 
@@ -80,12 +99,21 @@ def unlisted(node):
 
 
 @pytest.fixture
+def outside(node):
+    """Hosts outside the listed subnets; the first is listed."""
+    hosts = [Node(f"ingress{number}", number, nics={"wan0": "lanwan"}) for number in (94, 95)]
+    yield hosts
+    for host in hosts:
+        host.delete()
+
+
+@pytest.fixture
 def listen(node):
     """A function that lets a user listen on the node; what the program said."""
     started = []
 
-    def start(uid, address="0.0.0.0", port=PORT):
-        program = node.run_as(uid, "python3", "-IS", "-c", LISTENER, address, str(port), stdout=subprocess.PIPE)
+    def start(uid, address="0.0.0.0", port=PORT, listener=LISTENER):
+        program = node.run_as(uid, "python3", "-IS", "-c", listener, address, str(port), stdout=subprocess.PIPE)
         started.append(program)
         return program.stdout.readline().strip()
 
@@ -159,6 +187,37 @@ def test_an_accepted_socket_that_connects_elsewhere_is_refused(node, listed):
         assert attacker.stdout.readline() == "PermissionError\n"
 
 
+@pytest.mark.parametrize("here, any_address, peer", [("10.10.0.91", "0.0.0.0", OUTSIDE4), ("2001:db8:10::91", "::", OUTSIDE6)])
+def test_a_listed_host_outside_the_subnets_reaches_datagram_sockets(node, outside, listen, here, any_address, peer):
+    """Again and again by one socket, which accepts nothing but answers from where it asked, as mosh does."""
+    for address in (here, any_address):
+        port = PORT + 40 + (address == here)
+        assert listen(ALICE, address, port, DATAGRAMS) == "listens"
+        assert listen(BOB, any_address, port, DATAGRAMS) == "PermissionError"
+        assert [host.call(exchange, here, port) for host in outside] == [[f"vrf{ALICE} {peer}"] * 3, []]
+
+
+def test_a_datagram_of_a_listed_host_within_a_subnet_arrives(node, listed, unlisted, listen):
+    code = DATAGRAMS.replace("server.sendto(", "print(").replace("encode(), peer)", "encode(), flush=True)")
+    with node.run_as(ALICE, "python3", "-IS", "-c", code, "0.0.0.0", str(PORT + 50), stdout=subprocess.PIPE) as server:
+        assert server.stdout.readline() == "listens\n"
+        for host in (unlisted, listed):
+            host.call(exchange, "192.168.80.91", PORT + 50)
+        assert server.stdout.readline() == f"b'vrf{ALICE} {LISTED4}'\n"
+        server.kill()
+
+
+def test_a_users_datagrams_go_past_the_network_only_to_listed_hosts_outside(node, outside, listed):
+    """With the node's address as their source, by a port that the user holds."""
+    for host, address, own in ((outside[0], OUTSIDE4, "10.10.0.91"), (outside[1], "10.10.0.95", "10.10.0.91"), (listed, LISTED4, "192.168.80.91")):
+        code = PKTINFO.format(own=own, port=PORT + 60, device=node.index("wan0" if own.startswith("10.") else "em1"), peer=address)
+        heard = host.call_later(hear, PORT + 60, "/tmp/uvn-heard")
+        with python(node, ALICE, code):
+            heard.join()
+        with open("/tmp/uvn-heard") as file:
+            assert file.read() == (f"{own}" if host is outside[0] else "nothing")
+
+
 @pytest.mark.parametrize("port", [6817, 6819])
 def test_control_ports_are_not_for_users(node, listen, port):
     assert listen(ALICE, port=port) == listen(ALICE, "::", port) == "PermissionError"
@@ -202,6 +261,48 @@ def test_nothing_is_left_to_do_and_nothing_is_left_behind(node):
 
 
 # -- helpers ---------------------------------------------------------------------------------------------------------
+
+
+PKTINFO = """
+import socket, struct, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("{own}", {port}))
+for again in range(20):
+    try:
+        info = struct.pack("@i4s4s", {device}, socket.inet_aton("{own}"), bytes(4))  # IP_PKTINFO
+        s.sendmsg([b"sideways"], [(socket.IPPROTO_IP, 8, info)], 0, ("{peer}", {port}))
+    except OSError:
+        pass
+    time.sleep(0.1)
+"""
+
+
+def hear(port, path):
+    """Note who sends a datagram within 3 s."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("", port))
+        server.settimeout(3)
+        try:
+            source = server.recvfrom(100)[1][0]
+        except TimeoutError:
+            source = "nothing"
+    with open(path, "w") as file:
+        file.write(source)
+
+
+def exchange(address, port):
+    """What the node answers to three datagrams of a connected socket."""
+    answers = []
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(2)
+        client.connect((address, port))
+        for _again in range(3):
+            try:
+                client.send(b"asked")
+                answers.append(client.recv(100).decode())
+            except OSError:
+                break
+    return answers
 
 
 def python(node, uid, program):

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
-from nodes import SITE, Listener, Node, connect, groups_of, inject, rules_of
+from nodes import SITE, Listener, Node, connect, groups_of, inject, rules_of, run
 from uvn.identity import LINK_GROUP
 from uvn.objects import Rule, Vrf, Vxlan
 
@@ -258,6 +260,31 @@ def test_a_firewall_of_nftables_has_to_name_the_vrfs(pair):
             assert b.call(connect, "vrf2001", "192.168.80.31", 8888).startswith("vrf2001 ")
     finally:
         a.sh("nft delete table inet site")
+
+
+@pytest.fixture
+def firewalld(pair):
+    """The first of the pair with firewalld as it is installed."""
+    node = pair[0]
+    command = ["nsenter", f"--net=/run/netns/{node.name}", "firewalld", "--nofork", "--nopid"]
+    with subprocess.Popen(command) as daemon:
+        try:
+            run("timeout", "60", "sh", "-c", "until firewall-cmd --state 2>/dev/null; do sleep 0.2; done")
+            yield node
+        finally:
+            daemon.terminate()
+
+
+def test_firewalld_has_to_trust_the_vrfs(pair, firewalld):
+    """As the role's preflight demands; what is the guard's and the chains' it leaves alone."""
+    b = pair[1]
+    with Listener(firewalld, "vrf2001", "0.0.0.0", 8888), Listener(b, "vrf2001", "0.0.0.0", 8888):
+        assert "vrf2001" not in firewalld.call(connect, "vrf2001", "127.0.0.1", 8888)
+        run("firewall-cmd", "--zone=trusted", "--add-interface=vrf+")
+        run("firewall-cmd", "--add-port=800-801/udp")
+        assert [firewalld.call(connect, "vrf2001", address, 8888)[:7] for address in ("127.0.0.1", "192.168.80.32")] == ["vrf2001"] * 2
+        assert b.call(connect, "vrf2001", "192.168.80.31", 8888).startswith("vrf2001 ")
+    assert firewalld.prepare() == []
 
 
 @pytest.fixture(scope="module")

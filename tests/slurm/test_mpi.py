@@ -46,6 +46,30 @@ else:
 """
 
 
+# What PMI2 has for the processes of a step: each says where it is, and reads what the others said (contribs/pmi2/slurm/pmi2.h).
+PMI2 = """
+import ctypes, socket
+pmi = ctypes.CDLL("libpmi2.so.0")
+spawned, size, rank, number, length = (ctypes.c_int() for _each in range(5))
+step, value = ctypes.create_string_buffer(256), ctypes.create_string_buffer(256)
+bound = socket.socket().getsockopt(1, 25, 16).rstrip(bytes(1)).decode()
+done = [
+    pmi.PMI2_Init(*map(ctypes.byref, (spawned, size, rank, number))),
+    pmi.PMI2_Job_GetId(step, len(step)),
+    pmi.PMI2_KVS_Put(b"card-%d" % rank.value, f"{socket.gethostname()}/{bound}".encode()),
+    pmi.PMI2_KVS_Fence(),
+]
+cards = []
+for other in range(size.value):
+    done.append(pmi.PMI2_KVS_Get(step, -1, b"card-%d" % other, value, len(value), ctypes.byref(length)))
+    cards.append(value.value.decode())
+done.append(pmi.PMI2_Finalize())
+assert not any(done), done
+if rank.value == 0:
+    print(*sorted(cards))
+"""
+
+
 def expected(user) -> list[str]:
     nodes = ["c1"] * (RANKS // 2) + ["c2"] * (RANKS // 2)
     swapped = (RANKS - 1) * 100
@@ -54,8 +78,8 @@ def expected(user) -> list[str]:
 
 def launched(how: str) -> str:
     program = python(PROGRAM)
-    if how in ("pmix", "pmi2"):
-        return shlex.join(["srun", f"--mpi={how}", *TCP, *program])
+    if how == "pmix":
+        return shlex.join(["srun", "--mpi=pmix", *TCP, *program])
     through = {"mpirun through Slurm": "slurm", "mpirun through ssh": "rsh"}[how]
     options = ["--mca", "plm", through, "--mca", "plm_rsh_args", "-o StrictHostKeyChecking=no"]
     hosts = ["--host", f"c1:{RANKS // 2},c2:{RANKS // 2}"] if through == "rsh" else []
@@ -67,6 +91,14 @@ def test_two_users_mpi_jobs_on_the_same_nodes(slurm, alice, bob, how):
     jobs = {user: user.submit(launched(how), "--nodes=2", f"--ntasks-per-node={RANKS // 2}", "--mem=200") for user in (alice, bob)}
     for user, job in jobs.items():
         assert user.output(job).split() == expected(user)
+
+
+def test_pmi2(slurm, alice, bob):
+    """slurmstepd hands what a step's processes say to srun, in Slurm 22.05 to a port outside SrunPortRange."""
+    command = shlex.join(["srun", "--mpi=pmi2", *python(PMI2)])
+    jobs = {user: user.submit(command, "--nodes=2", f"--ntasks-per-node={RANKS // 2}", "--mem=100") for user in (alice, bob)}
+    for user, job in jobs.items():
+        assert user.output(job).split() == expected(user)[-RANKS:]
 
 
 def test_two_users_meet_on_one_port(slurm, alice, bob):

@@ -100,4 +100,5 @@ def test_ingress_and_the_plan_agree():
     mac = plan.VRF_MAC.replace(":", "")
     assert f"bpf_htonl(0x{mac[:8]})" in source and f"bpf_htons(0x{mac[8:]})" in source
     assert f"#define RANGES {site.MAX_PORT_RANGES}\n" in source
+    assert "enum ports { TCP, UDP, CONTROL, PORTS };" in source and (*site.PROTOCOLS, "control") == ("tcp", "udp", "control")
     assert maps(FILES / "ingress.bpf.o", ["uvn_hosts"])["uvn_hosts"]["max_entries"] > site.MAX_HOSTS

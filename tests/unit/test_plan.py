@@ -19,6 +19,7 @@ from uvn.objects import (
     TABLE_MAIN,
     Address,
     Classifier,
+    Guard,
     Ingress,
     Member,
     Nexthop,
@@ -180,7 +181,15 @@ def test_ipv6_nics_that_hear_router_advertisements_go_on_doing_so(site, host):
 OPENINGS = [
     {"hosts": ["192.168.80.0/21", "fd00:80::/64"], "ports": ["61000-61999"]},
     {"hosts": ["192.168.80.7/32"], "ports": ["8888", "62000-62999"]},
+    {"hosts": ["0.0.0.0/0", "192.168.80.7"], "ports": ["60000-60099"], "protocol": "udp"},
 ]
+UDP = ((60000, 60099),)
+INSIDE = [("ip", "192.168.80.0/21"), ("ip6", "fd00:80::/64"), ("ip", "192.168.40.0/21"), ("ip6", "fd00:40::/64")]
+
+
+def guard(objects):
+    (found,) = [obj for obj in objects if isinstance(obj, Guard)]
+    return found
 
 
 def opened(**keys):
@@ -198,17 +207,30 @@ def test_without_ingress_and_control_ports_there_is_nothing_of_it(site, host):
 def test_a_host_has_the_ports_of_every_network_it_is_in(host):
     (ingress,) = [obj for obj in node(opened(ingress=OPENINGS), host, 1, []) if isinstance(obj, Ingress)]
     assert dict(ingress.hosts) == {
-        net("0.0.0.0/0"): (),
-        net("192.168.80.0/21"): ((61000, 61999),),
-        net("192.168.80.7/32"): ((8888, 8888), (61000, 62999)),
-        net("fd00:80::/64"): ((61000, 61999),),
+        net("0.0.0.0/0"): ((), UDP),
+        net("192.168.80.0/21"): (((61000, 61999),), UDP),
+        net("192.168.80.7/32"): (((8888, 8888), (61000, 62999)), UDP),
+        net("fd00:80::/64"): (((61000, 61999),), ()),
     }
-    assert ingress.ports == ((8888, 8888), (61000, 62999))
+    assert ingress.ports == (((8888, 8888), (61000, 62999)), UDP)
 
 
 def test_any_ipv6_host_is_no_ipv4_host(host):
     (ingress,) = [obj for obj in node(opened(ingress=[{"hosts": ["::/0"], "ports": [60001]}]), host, 1, []) if isinstance(obj, Ingress)]
-    assert dict(ingress.hosts) == {net("0.0.0.0/0"): (), net("::/0"): ((60001, 60001),)}
+    assert dict(ingress.hosts) == {net("0.0.0.0/0"): ((), ()), net("::/0"): (((60001, 60001),), ())}
+
+
+def test_answers_of_datagram_sockets_pass_the_guard_to_listed_hosts_outside_the_subnets(host):
+    chains = {name: rules for name, _hook, rules in guard(node(opened(ingress=OPENINGS), host, 1, [])).chains}
+    assert chains["output"][-1] == "meta skuid >= 1000 goto answers"
+    assert chains["answers"] == (
+        *(f"{family} daddr {subnet} goto stray" for family, subnet in INSIDE),
+        "ip daddr 0.0.0.0/0 udp sport 60000-60099 accept",
+        "ip daddr 192.168.80.7/32 udp sport 60000-60099 accept",
+        "goto stray",
+    )
+    without = {name: rules for name, _hook, rules in guard(node(opened(ingress=OPENINGS[:1]), host, 1, [])).chains}
+    assert "answers" not in without and without["output"][-1] == "meta skuid >= 1000 goto stray"
 
 
 def test_every_nic_has_a_classifier_and_replies_go_out_as_those_of_root(host):

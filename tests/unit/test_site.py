@@ -78,6 +78,10 @@ BAD = {
     "exempt name": (changed(exempt={"users": ["a b"]}), "exempt.users\\[0\\]: 'a b' is not an account name"),
     "ingress without ports": (changed(ingress=[{"hosts": ["10.0.0.1"]}]), "ingress\\[0\\]: ports is missing"),
     "a port too high": (changed(ingress=[{"hosts": ["10.0.0.1"], "ports": [65536]}]), "ingress\\[0\\].ports\\[0\\]: 65536 is not an integer"),
+    "no protocol": (
+        changed(ingress=[{"hosts": ["10.0.0.1"], "ports": [1], "protocol": "sctp"}]),
+        "ingress\\[0\\].protocol: 'sctp' is not one of tcp, udp",
+    ),
     "ports backwards": (changed(control_ports=["6819-6817"]), "control_ports\\[0\\]: 6817 is not an integer from 6819"),
     "too many ranges": (changed(control_ports=[*range(1, 18)]), "control_ports: 17 port ranges, the limit is 16"),
     "an open control port": (

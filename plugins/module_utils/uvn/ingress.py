@@ -20,6 +20,7 @@ from .diff import Change
 from .errors import UvnError
 from .kernel import socket_index
 from .objects import Classifier, Ingress, IpNetwork, Object, Ports
+from .site import PROTOCOLS
 
 OBJECT_PATH = f"{bpf.OBJECT_DIR}/ingress.bpf.o"
 
@@ -27,7 +28,7 @@ CLASSIFIER = "uvn_ingress"
 PROGRAMS = ("uvn_bind4", "uvn_bind6", "uvn_release", "uvn_connect4", "uvn_connect6")  # on the cgroup
 SHARED = ("uvn_uid", "uvn_config")  # membership makes and removes them
 MAPS = ("uvn_ports", "uvn_hosts", "uvn_owner", "uvn_bound", "uvn_flow", "uvn_job")
-LISTED, CONTROL = bytes(4), struct.pack("=I", 1)  # keys of uvn_ports, enum ports
+CONTROL = len(PROTOCOLS)  # key of uvn_ports after those of PROTOCOLS, enum ports
 
 _RANGES = 16  # of a host
 _NAME = 16  # bytes, IFNAMSIZ
@@ -43,7 +44,7 @@ class Gate:
         self.object_path = object_path
         self._cgroup = cgroup
         self._ports = bpf.Map(self._path("uvn_ports"), 4, 4 * _RANGES)
-        self._hosts = bpf.Map(self._path("uvn_hosts"), 20, 4 * _RANGES)
+        self._hosts = bpf.Map(self._path("uvn_hosts"), 20, len(PROTOCOLS) * 4 * _RANGES)
         self._jobs = bpf.Map(self._path("uvn_job"), 8, _NAME)
         self._links = {name: bpf.Link(self._path(f"link_{name[len('uvn_') :]}")) for name in PROGRAMS}
 
@@ -67,7 +68,7 @@ class Gate:
             whole = all(link.target() == bpf.cgroup_id(self.cgroup) for link in self._links.values())
             current = whole and all(link.runs(program(name)) for name, link in self._links.items())
             classifiers = [Classifier(device, bpf.Classifier(index).runs(program(CLASSIFIER))) for device, index in found.items()]
-        return [Ingress(self._open(), _unpack(self._ports.get(CONTROL)), current), *classifiers]
+        return [Ingress(self._open(), _unpack(self._ports.get(_number(CONTROL))), current), *classifiers]
 
     def apply(self, changes: Sequence[Change]) -> None:
         """Carry out changes of `Ingress` and `Classifier` objects."""
@@ -94,9 +95,9 @@ class Gate:
 
     def _install(self, wanted: Ingress) -> None:
         with self._loaded() as program:
-            self._ports.set(LISTED, _pack(wanted.ports))
-            self._ports.set(CONTROL, _pack(wanted.control))
-            hosts = {_key(network): _pack(ports) for network, ports in wanted.hosts}
+            for number, ports in enumerate((*wanted.ports, wanted.control)):
+                self._ports.set(_number(number), _pack(ports))
+            hosts = {_key(network): b"".join(map(_pack, ports)) for network, ports in wanted.hosts}
             for key in set(self._hosts.items()) - set(hosts):
                 self._hosts.delete(key)
             for key, value in hosts.items():
@@ -125,8 +126,11 @@ class Gate:
         with contextlib.suppress(OSError):  # membership is there, or pins that are not ours
             os.rmdir(self.pin_dir)
 
-    def _open(self) -> tuple[tuple[IpNetwork, Ports], ...]:
-        entries = [(_network(key), _unpack(value)) for key, value in self._hosts.items().items()]
+    def _open(self) -> tuple[tuple[IpNetwork, tuple[Ports, ...]], ...]:
+        entries = [
+            (_network(key), tuple(_unpack(value[start : start + 4 * _RANGES]) for start in range(0, len(value), 4 * _RANGES)))
+            for key, value in self._hosts.items().items()
+        ]
         return tuple(sorted(entries, key=lambda entry: (entry[0].version, entry[0])))
 
     def _path(self, name: str) -> str:
@@ -134,6 +138,10 @@ class Gate:
 
     def _loaded(self) -> contextlib.AbstractContextManager[Callable[[str], int]]:
         return bpf.loaded(self.object_path, self.pin_dir, (*SHARED, *MAPS))
+
+
+def _number(number: int) -> bytes:
+    return struct.pack("=I", number)
 
 
 def _pack(ports: Ports) -> bytes:

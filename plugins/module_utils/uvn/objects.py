@@ -12,6 +12,8 @@ import ipaddress
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Iterable, Tuple, Union
 
+from .site import PROTOCOLS
+
 Interface = Union[ipaddress.IPv4Interface, ipaddress.IPv6Interface]
 IpAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 IpNetwork = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
@@ -275,13 +277,13 @@ class Ingress(Object):
 
     Parameters
     ----------
-    hosts: each network with the ports that are open to it; the longest prefix decides.
+    hosts: each network with the ports that are open to it, by PROTOCOLS; the longest prefix decides.
     control: ports that no user may listen on, and that slurmstepd reaches in the default VRF.
     current: the programs are attached, and those of the installed object.
     """
 
     kind: ClassVar[str] = "ingress"
-    hosts: Tuple[Tuple[IpNetwork, Ports], ...]
+    hosts: Tuple[Tuple[IpNetwork, Tuple[Ports, ...]], ...]
     control: Ports
     current: bool = True
 
@@ -290,9 +292,9 @@ class Ingress(Object):
         return (self.kind, "programs")
 
     @property
-    def ports(self) -> Ports:
-        """The ports that are open to anybody."""
-        return merge(ports for _network, ports in self.hosts)
+    def ports(self) -> Tuple[Ports, ...]:
+        """The ports that are open to anybody, by PROTOCOLS."""
+        return tuple(merge(ports[number] for _network, ports in self.hosts) for number in range(len(PROTOCOLS)))
 
 
 @dataclass(frozen=True)

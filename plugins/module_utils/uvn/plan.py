@@ -34,7 +34,7 @@ from .objects import (
     Vxlan,
     merge,
 )
-from .site import Site
+from .site import PROTOCOLS, Site
 from .underlay import Attachment, Host, attach
 
 SOURCE_PORTS = (512, 1023)  # of the outer packets: an unprivileged program on any host cannot use them
@@ -277,14 +277,16 @@ def _ingress(site: Site, host: Host) -> list[Object]:
     return objects
 
 
-def _open(site: Site) -> tuple[tuple[IpNetwork, Ports], ...]:
+def _open(site: Site) -> tuple[tuple[IpNetwork, tuple[Ports, ...]], ...]:
     """For each listed network all ports that are open to it; IPv4 has an entry of its own, which an IPv6 network never covers."""
     networks = {network for entry in site.ingress for network in entry.hosts} | ({ANY[4]} if site.ingress else set())
-    found = [
-        (network, merge(entry.ports for entry in site.ingress if any(_within(network, host) for host in entry.hosts)))
-        for network in networks
-    ]
+    found = [(network, tuple(_open_to(site, network, protocol) for protocol in PROTOCOLS)) for network in networks]
     return tuple(sorted(found, key=lambda entry: (entry[0].version, entry[0])))
+
+
+def _open_to(site: Site, network: IpNetwork, protocol: str) -> Ports:
+    entries = [entry for entry in site.ingress if entry.protocol == protocol]
+    return merge(entry.ports for entry in entries if any(_within(network, host) for host in entry.hosts))
 
 
 def _chains(site: Site) -> list[Object]:
@@ -293,7 +295,11 @@ def _chains(site: Site) -> list[Object]:
     SNAT to the NIC's address, FORWARD of replies, VXLAN from other kernels, no tracking of the overlay.
     """
     objects: list[Object] = []
-    admitted = (f"-p tcp -m devgroup {FROM_OURS} -m mark --mark {INGRESS_MARK:#x} -j ACCEPT",) if site.ingress else ()
+    admitted = [
+        f"-p {protocol} -m devgroup {FROM_OURS} -m mark --mark {INGRESS_MARK:#x} -j ACCEPT"
+        for protocol in PROTOCOLS
+        if any(entry.protocol == protocol for entry in site.ingress)
+    ]
     for version, nat in ((4, site.nat4), (6, site.nat6)):
         forward = f"-d {nat} -m devgroup {TO_OURS} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
         ports = "-m multiport --dports " + ",".join(str(underlay.port) for underlay in site.underlays)
@@ -331,6 +337,7 @@ def _guard(site: Site, router: bool) -> Guard:
     replies need.
     """
     kernel = "{}-{}".format(*SOURCE_PORTS)
+    answers = _answers(site)
     output = (
         f"{OUT_OURS} goto inward",
         f"udp dport @ports udp sport {kernel} accept",
@@ -339,7 +346,7 @@ def _guard(site: Site, router: bool) -> Guard:
         "meta skuid . ip saddr @nat4 accept",
         "meta skuid . ip6 saddr @nat6 accept",
         *(f"meta skuid {exempt} accept" for exempt in _exempt_uids(site)),
-        f"meta skuid >= {site.min_uid} goto stray",
+        f"meta skuid >= {site.min_uid} goto {'answers' if answers else 'stray'}",
     )
     inward = (
         "udp dport @ports goto forged",
@@ -362,7 +369,35 @@ def _guard(site: Site, router: bool) -> Guard:
         (cause, "", (f"counter name {cause}", f"{LOG_RATE} log prefix 'uvn {cause}: ' flags skuid", verdict)) for cause in CAUSES
     ]
     chains = [*causes, ("inward", "", inward), ("output", "output", output), ("input", "input", input_), ("forward", "forward", forward)]
+    chains += [("answers", "", answers)] if answers else []
     return Guard(counters=tuple(sorted(CAUSES)), sets=tuple(sorted(SETS)), chains=tuple(sorted(chains)))
+
+
+def _answers(site: Site) -> tuple[str, ...]:
+    """Datagrams to hosts of ingress from a port that only its holder could bind: a socket bound to the node's own address sends from that.
+
+    Not into the listed subnets, where users' own packets never come from a node's address.
+    """
+    opened = {
+        (network, port_range)
+        for entry in site.ingress
+        if entry.protocol == "udp"
+        for network in entry.hosts
+        for port_range in entry.ports
+    }
+    if not opened:
+        return ()
+    inside = [f"{_family(subnet)} daddr {subnet} goto stray" for underlay in site.underlays for subnet in underlay.subnets]
+    accepted = [
+        f"{_family(network)} daddr {network} udp sport {first}-{last} accept"
+        for network, (first, last) in sorted(opened, key=lambda pair: (pair[0].version, pair))
+    ]
+    return (*inside, *accepted, "goto stray")
+
+
+def _family(network: IpNetwork) -> str:
+    """The protocol as nft names it."""
+    return "ip" if network.version == 4 else "ip6"
 
 
 def _exempt_uids(site: Site) -> list[str]:

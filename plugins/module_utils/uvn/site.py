@@ -22,6 +22,7 @@ MAX_VNI = 2**24 - 1  # RFC 7348, section 5
 MAX_TABLE = 2**32 - 1
 MAX_IDLE = 31536000  # seconds
 MODES = ("audit", "enforce")
+PROTOCOLS = ("tcp", "udp")  # of ingress, enum ports in bpf/ingress.bpf.c
 MAX_PORT = 65535
 MAX_PORT_RANGES = 16  # of a host and in all, RANGES in bpf/ingress.bpf.c
 MAX_HOSTS = 4000  # networks, uvn_hosts in bpf/ingress.bpf.c
@@ -84,10 +85,11 @@ class Exempt:
 
 @dataclass(frozen=True)
 class Opening:
-    """Hosts that may connect to users' TCP listeners on some ports; `ports` are inclusive ranges."""
+    """Hosts that may reach users' listeners on some ports; `ports` are inclusive ranges, `protocol` is one of PROTOCOLS."""
 
     hosts: Tuple[Network, ...]
     ports: Tuple[Tuple[int, int], ...]
+    protocol: str
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,9 @@ class Site:
             },
             "idle": self.idle,
             "mode": self.mode,
-            "ingress": [{"hosts": [str(n) for n in o.hosts], "ports": _ranges_text(o.ports)} for o in self.ingress],
+            "ingress": [
+                {"hosts": [str(n) for n in o.hosts], "ports": _ranges_text(o.ports), "protocol": o.protocol} for o in self.ingress
+            ],
             "control_ports": _ranges_text(self.control_ports),
         }
 
@@ -303,10 +307,11 @@ def _uid_range(value: Any, path: str) -> Tuple[int, int]:
 
 
 def _opening(value: Any, path: str) -> Opening:
-    section = _section(value, path, {"hosts", "ports"}, required={"hosts", "ports"})
+    section = _section(value, path, {"hosts", "ports", "protocol"}, required={"hosts", "ports"})
     return Opening(
         hosts=_list(section["hosts"], f"{path}.hosts", _network),
         ports=_list(section["ports"], f"{path}.ports", _port_range),
+        protocol=_choice(section.get("protocol", PROTOCOLS[0]), f"{path}.protocol", PROTOCOLS),
     )
 
 
@@ -378,14 +383,15 @@ def _check_ranges(site: Site) -> None:
 
 def _check_ingress(site: Site) -> None:
     """The kernel's maps hold the ports and hosts, and nobody listens on control ports, so none is open."""
-    for path, ranges in (("ingress", [r for opening in site.ingress for r in opening.ports]), ("control_ports", site.control_ports)):
+    opened = [(f"ingress of {name}", [r for o in site.ingress for r in o.ports if o.protocol == name]) for name in PROTOCOLS]
+    for path, ranges in (*opened, ("control_ports", site.control_ports)):
         if len(ranges) > MAX_PORT_RANGES:
             raise UvnError(f"{path}: {len(ranges)} port ranges, the limit is {MAX_PORT_RANGES}; join neighbours")
     hosts = sum(len(opening.hosts) for opening in site.ingress)
     if hosts > MAX_HOSTS:
         raise UvnError(f"ingress: {hosts} hosts, the limit is {MAX_HOSTS}; give networks instead of single hosts")
     for number, opening in enumerate(site.ingress):
-        for first, last in opening.ports:
+        for first, last in opening.ports if opening.protocol == "tcp" else ():
             for low, high in site.control_ports:
                 if first <= high and low <= last:
                     raise UvnError(f"ingress[{number}].ports: {first}-{last} overlaps the control ports {low}-{high}; no user may listen there")

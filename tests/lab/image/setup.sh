@@ -26,7 +26,7 @@ rm -f /etc/ssh/ssh_host_*
 install -m 0600 "$here/keys/node" /etc/ssh/ssh_host_ed25519_key
 install -m 0644 "$here/keys/node.pub" /etc/ssh/ssh_host_ed25519_key.pub
 
-systemctl --quiet disable munge slurmctld slurmd
+systemctl --quiet disable munge slurmctld slurmd firewalld
 sha512sum <"$here/keys/node" >/etc/munge/munge.key # the same on every node
 install -d -o slurm -g slurm /var/lib/slurm/slurmctld /var/log/slurm
 
