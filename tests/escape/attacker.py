@@ -33,6 +33,7 @@ IPPROTO_MPTCP, IPPROTO_UDPLITE, AF_SMC, AF_KCM = 262, 136, 43, 41
 IP_PKTINFO, IP_FREEBIND, IP_TRANSPARENT, IP_UNICAST_IF = 8, 15, 19, 50
 IPV6_FREEBIND, IPV6_PKTINFO, SO_BINDTOIFINDEX = 78, 50, 62
 WAIT = 1.5  # seconds for an answer
+SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -246,7 +247,9 @@ for _again in range(50):
         s = socket.create_connection(("10.0.2.2", {TCP}), 5)
     except OSError as error:
         print(error, flush=True)
-        time.sleep(0.2)
+        if isinstance(error, ConnectionRefusedError):
+            break
+        time.sleep(0.2)  # until slirp4netns has made the way out
     else:
         s.sendall({token()!r})
         print(s.recv(99).decode())
@@ -256,7 +259,7 @@ for _again in range(50):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as inside:
         while os.readlink(f"/proc/{inside.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
             time.sleep(0.05)
-        with subprocess.Popen(["slirp4netns", "--configure", str(inside.pid), "tap0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as helper:
+        with subprocess.Popen(["slirp4netns", "--configure", str(inside.pid), "tap0"], **SILENT) as helper:
             said = inside.communicate(timeout=20)[0].splitlines()
             helper.terminate()
     return (said or ["no word"])[-1]
