@@ -57,7 +57,7 @@ demo-down: ## take the virtual cluster down
 	$(LAB) down
 
 .PHONY: test
-test: lint unit sanity kernel molecule ## everything, as CI does
+test: lint unit fuzz sanity kernel molecule ## everything, as CI does
 	@printf '\nunit, kernel, isolation and escape tests ended with:\n'
 	@for suite in unit $(KERNELS) isolation escape; do printf '%-10s' $$suite; grep -E '^=+ .* in [0-9.]+s' $(RESULTS)/$$suite.log | tail -n 1; done
 
@@ -74,6 +74,14 @@ lint: setup ## style of Python, YAML, Ansible, shell, documentation and changelo
 unit: setup ## pure code, no kernel needed
 	@mkdir -p $(RESULTS)
 	python3 -m pytest tests/unit -p no:cacheprovider --junitxml=$(RESULTS)/unit.xml | tee $(RESULTS)/unit.log
+
+# Each parser that reads from a socket, and the seconds for each.
+FUZZED := request notifications answers log
+FUZZ_SECONDS := 10
+.PHONY: fuzz
+fuzz: setup ## coverage-guided fuzzing of what reads from sockets; FUZZ_SECONDS=600 for longer
+	@mkdir -p $(CACHE)/fuzz
+	for target in $(FUZZED); do cd $(CACHE)/fuzz && python3 $(CURDIR)/tests/fuzz/parsers.py $$target -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 -verbosity=0; done
 
 # A copy of it at a path that tells Ansible which collection it is.
 .PHONY: copy
