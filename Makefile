@@ -15,7 +15,7 @@ CACHE := $(CURDIR)/.cache
 RESULTS := $(CACHE)/test
 KERNELS := kernel kernel13
 # Each on one of the two kernels, Debian 12's and 13's, so that CI ends in time; Molecule's cluster has both. TESTS_kernel13=tests/kernel is all.
-TESTS_kernel13 := $(addprefix tests/kernel/test_,without_vrf.py membership.py network.py sites.py)
+TESTS_kernel13 := $(addprefix tests/kernel/test_,without_vrf.py guard.py membership.py network.py sites.py)
 TESTS_kernel := $(filter-out $(TESTS_kernel13),$(wildcard tests/kernel/test_*.py))
 # Of the cluster with Slurm: bookworm has 22.05, trixie 24.11.
 SUITE := bookworm
