@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT / "tests" / part) for part in ("slurm", "isolation")]
 
 from cluster import NODES, Slurm, User, python
 
-STEPS = 10  # in a row, in one job
+STEPS = 20  # in a row, in one job
 USER, REFERENCE = "alice", "exempted"
 LINE = "/etc/slurm/plugstack.conf.d/uvn.conf"
 TIMED = "import subprocess, sys, time; start = time.perf_counter(); subprocess.run(sys.argv[1:], check=True); print(time.perf_counter() - start)"
@@ -96,8 +96,9 @@ def main(rounds: int) -> None:
             *(lambda who=who: mpi(who) for who in (user, reference)),
         ]
         series = interleaved(rounds, measurements)
+        version = slurm.root("login1", "sinfo --version").strip().title()
     show(series)
-    write("jobs", {"steps": STEPS, "series": series})
+    write("jobs", {"slurm": version, "series": series, "ratios": RATIOS})
 
 
 if __name__ == "__main__":

@@ -128,6 +128,21 @@ def datapath_tables(results: dict[str, Any]) -> str:
     )
 
 
+def jobs_tables(results: dict[str, Any]) -> str:
+    series = results["series"]
+    times = [[name, spread(values)] for name, values in series.items()]
+    ratios = [[what, spread(ratio(series[above], series[below]))] for what, (above, below) in results["ratios"].items()]
+    rounds = len(next(iter(series.values()))["samples"])
+    return "\n".join(
+        (
+            f"{results['slurm']}, three emulated nodes; {rounds} rounds. Seconds for jobs and steps, microseconds for MPI, median (quartiles):\n",
+            table(["", ""], times),
+            "Ratios, median (quartiles) of the ratios of each round:\n",
+            table(["", ""], ratios),
+        )
+    )
+
+
 def insert(document: str, name: str, text: str) -> str:
     """The document with `text` between the markers of `name`."""
     begin, end = f"<!-- {name}: written by make plots -->\n", f"<!-- end of {name} -->\n"
@@ -207,17 +222,18 @@ def _machine(results: dict[str, Any]) -> str:
     return f"Kernel {machine['kernel']}, Python {machine['python']}, {cpus}, {how}; {rounds} rounds."
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read(name: str, made_by: str) -> dict[str, Any]:
     path = RESULTS / f"{name}.json"
     if not path.exists():
-        sys.exit(f"{path} is missing; run `make bench` first")
+        sys.exit(f"{path} is missing; run `{made_by}` first")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def main() -> None:
-    login, datapath = _read("login"), _read("datapath")
+    login, datapath, jobs = _read("login", "make bench"), _read("datapath", "make bench"), _read("jobs", "make slurm")
     text = DOCUMENT.read_text(encoding="utf-8")
-    for name, part in (("login", login_tables(login)), ("bulk", bulk_table(login)), ("datapath", datapath_tables(datapath))):
+    parts = {"login": login_tables(login), "bulk": bulk_table(login), "datapath": datapath_tables(datapath), "jobs": jobs_tables(jobs)}
+    for name, part in parts.items():
         text = insert(text, name, part)
     DOCUMENT.write_text(text, encoding="utf-8")
     plot_login(login, PLOTS / "login.svg")
