@@ -147,7 +147,7 @@ def test_the_journal_names_the_program_behind_what_was_refused(host):
 
 FLUSHES = {
     "nft flush ruleset": "nft flush ruleset",
-    "iptables as a script that begins anew": "for t in raw nat filter; do for c in iptables ip6tables; do $c -t $t -F; $c -t $t -X; done; done",
+    "iptables as a script that begins anew": "for t in nat filter; do for c in iptables ip6tables; do $c -t $t -F; $c -t $t -X; done; done",
     "a flushed set": "nft flush set inet uvn own",
     "a rule in front of ours": "nft insert rule inet uvn output accept",
     "a table that sleeps": "nft 'add table inet uvn { flags dormant; }'",

@@ -35,7 +35,8 @@ def listed(table, **changes):
     """The table as `nft -j` lists it."""
     items = [{"counter": {"name": name, "packets": 0}} for name in table.counters] + [{"set": {"name": name}} for name in table.sets]
     for name, hook, rules in table.chains:
-        base = {"type": "filter", "hook": hook, "prio": 0, "policy": "accept", **changes} if hook else {}
+        where, _space, priority = hook.partition(" ")
+        base = {"type": "filter", "hook": where, "prio": int(priority), "policy": "accept", **changes} if hook else {}
         items.append({"chain": {"name": name, **base}})
         items += [{"rule": {"chain": name, "comment": rule, "expr": []}} for rule in rules]
     return {"nftables": items}
@@ -45,7 +46,7 @@ def test_what_was_made_is_read_back_as_planned(planned):
     assert guard.parse(listed(planned[0])) == planned[0]
 
 
-@pytest.mark.parametrize("changes", [{"policy": "drop"}, {"prio": 100}, {"type": "route"}, {"hook": "prerouting"}])
+@pytest.mark.parametrize("changes", [{"policy": "drop"}, {"prio": 100}, {"type": "route"}, {"hook": "postrouting"}])
 def test_a_chain_that_hooks_elsewhere_differs(planned, changes):
     assert guard.parse(listed(planned[0], **changes)) != planned[0]
 

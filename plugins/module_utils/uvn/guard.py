@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The UVN authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The guard: the nftables table `inet uvn`, which only ever drops, and so needs no cooperation from the site's firewall.
+"""The guard: the nftables table `inet uvn`, which drops and keeps from tracking, and so needs no cooperation from the site's firewall.
 
 The table as a whole is made by `nft` in one transaction; the elements of a user by netlink, since a login must not wait for processes.
 A rule's comment repeats the rule as the plan has it: nft prints rules in words that differ from version to version.
@@ -152,7 +152,8 @@ def _definitions(guard: Guard, elements: Sequence[Element]) -> Iterator[str]:
         keys = ", ".join(" . ".join(map(str, element.value)) for element in elements if element.set == name)
         yield f"set {name} {{ typeof {SETS[name]}; {f'elements = {{ {keys} }}' if keys else ''} }}"
     for name, hook, rules in guard.chains:
-        yield f"chain {name} {{ {f'type filter hook {hook} priority 0; policy accept;' if hook else ''}"
+        where, _space, priority = hook.partition(" ")
+        yield f"chain {name} {{ {f'type filter hook {where} priority {priority}; policy accept;' if hook else ''}"
         for rule in rules:
             quoted = rule.replace("'", '"')
             yield f'{quoted} comment "{rule}"'
@@ -160,11 +161,11 @@ def _definitions(guard: Guard, elements: Sequence[Element]) -> Iterator[str]:
 
 
 def _hook(chain: dict[str, Any]) -> str:
-    """The hook of a chain as we make it; anything else is no hook of ours."""
+    """The hook of a chain and its priority, as the plan has them; with type and policy where these are not as we make them."""
     if "hook" not in chain:
         return ""
-    usual = (chain["type"], chain["prio"], chain["policy"]) == ("filter", 0, "accept")
-    return chain["hook"] if usual else f"{chain['type']} {chain['hook']} {chain['prio']} {chain['policy']}"
+    hook = f"{chain['hook']} {chain['prio']}"
+    return hook if (chain["type"], chain["policy"]) == ("filter", "accept") else f"{hook} {chain['type']} {chain['policy']}"
 
 
 def _nft(*arguments: str, text: str | None = None) -> str:

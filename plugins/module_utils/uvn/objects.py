@@ -221,12 +221,12 @@ class Chain(Object):
 
 @dataclass(frozen=True)
 class Guard(Object):
-    """The nftables table that drops what leaves a user's network sideways.
+    """The nftables table that drops what leaves a user's network sideways, and keeps the overlay from being tracked.
 
     Parameters
     ----------
     counters, sets: their names.
-    chains: name, hook (empty where another chain jumps there) and rules of each.
+    chains: name, hook with its priority (empty where another chain goes there) and rules of each.
     """
 
     kind: ClassVar[str] = "guard"

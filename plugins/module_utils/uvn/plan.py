@@ -71,6 +71,7 @@ SETS = {  # of the guard, with what they hold
     "nat6": "meta skuid . ip6 saddr",
 }
 ICMP_ANSWERS = {4: (0, 3, 11), 6: (1, 2, 3, 129)}  # echo replies and errors (RFC 792, RFC 4443)
+RAW, FILTER = -300, 0  # priorities of hooks, include/uapi/linux/netfilter_ipv4.h
 LOG_RATE = "limit rate 6/minute burst 5 packets"
 
 ANY = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
@@ -292,7 +293,7 @@ def _open_to(site: Site, network: IpNetwork, protocol: str) -> Ports:
 def _chains(site: Site) -> list[Object]:
     """The iptables chains: what must be accepted or translated where the site's firewall decides. What is dropped is the guard's.
 
-    SNAT to the NIC's address, FORWARD of replies, VXLAN from other kernels, no tracking of the overlay.
+    SNAT to the NIC's address, FORWARD of replies, VXLAN from other kernels.
     """
     objects: list[Object] = []
     admitted = [
@@ -303,11 +304,8 @@ def _chains(site: Site) -> list[Object]:
     for version, nat in ((4, site.nat4), (6, site.nat6)):
         forward = f"-d {nat} -m devgroup {TO_OURS} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
         ports = "-m multiport --dports " + ",".join(str(underlay.port) for underlay in site.underlays)
-        overlay = f"-p udp {ports} -j CT --notrack"
         low, high = SOURCE_PORTS
         objects += [
-            Chain(version, "raw", "UVN-PREROUTING", (overlay, f"-m devgroup {FROM_OURS} -j CT --notrack")),
-            Chain(version, "raw", "UVN-OUTPUT", (overlay, f"-m devgroup {TO_OURS} -j CT --notrack")),
             Chain(version, "nat", "UVN-POSTROUTING", (f"-s {nat} -m devgroup ! {TO_OURS} -j MASQUERADE",)),
             Chain(version, "filter", "UVN-INPUT", (f"-p udp -m udp --sport {low}:{high} {ports} -j ACCEPT", *admitted, *_untracked(version))),
             Chain(version, "filter", "UVN-FORWARD", (forward,)),
@@ -334,13 +332,13 @@ def _guard(site: Site, router: bool) -> Guard:
 
     The outer packets of the overlay still carry the user's socket; their source port tells them from forgeries. A packet without
     a socket, such as a reset, is the kernel's own. A node that was no router before does not become one by the forwarding that
-    replies need.
+    replies need. What is of the overlay, inside or outside, skips connection tracking; hence the priority before it.
     """
     kernel = "{}-{}".format(*SOURCE_PORTS)
     answers = _answers(site)
     output = (
         f"{OUT_OURS} goto inward",
-        f"udp dport @ports udp sport {kernel} accept",
+        f"udp dport @ports udp sport {kernel} notrack accept",
         *((f"meta mark {INGRESS_MARK:#x} accept",) if site.ingress else ()),
         f"meta skuid < {site.min_uid} accept",
         "meta skuid . ip saddr @nat4 accept",
@@ -349,6 +347,7 @@ def _guard(site: Site, router: bool) -> Guard:
         f"meta skuid >= {site.min_uid} goto {'answers' if answers else 'stray'}",
     )
     inward = (
+        "notrack",
         "udp dport @ports goto forged",
         "meta skuid . meta oifgroup @own accept",
         f"meta skuid < {site.min_uid} accept",
@@ -356,6 +355,7 @@ def _guard(site: Site, router: bool) -> Guard:
         *(f"meta skuid {exempt} accept" for exempt in _exempt_uids(site)),
         f"meta skuid >= {site.min_uid} goto foreign",
     )
+    prerouting = (f"{IN_OURS} notrack accept", "udp dport @ports notrack accept")
     input_ = (f"udp dport @ports {IN_OURS} goto forged", f"udp dport @ports udp sport != {kernel} goto forged")
     forward = (
         f"{OUT_OURS} ip daddr {site.nat4} ct state established,related accept",
@@ -368,7 +368,8 @@ def _guard(site: Site, router: bool) -> Guard:
     causes = [
         (cause, "", (f"counter name {cause}", f"{LOG_RATE} log prefix 'uvn {cause}: ' flags skuid", verdict)) for cause in CAUSES
     ]
-    chains = [*causes, ("inward", "", inward), ("output", "output", output), ("input", "input", input_), ("forward", "forward", forward)]
+    chains = [*causes, ("inward", "", inward), ("prerouting", f"prerouting {RAW}", prerouting), ("output", f"output {RAW}", output)]
+    chains += [("input", f"input {FILTER}", input_), ("forward", f"forward {FILTER}", forward)]
     chains += [("answers", "", answers)] if answers else []
     return Guard(counters=tuple(sorted(CAUSES)), sets=tuple(sorted(SETS)), chains=tuple(sorted(chains)))
 
