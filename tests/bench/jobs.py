@@ -18,7 +18,7 @@ from harness import ROOT, interleaved, ratio, write
 
 sys.path[:0] = [str(ROOT / "tests" / part) for part in ("slurm", "isolation")]
 
-from cluster import NODES, Slurm, User, python
+from cluster import NODES, Slurm, User, python_mpi
 
 STEPS = 20  # in a row, in one job
 USER, REFERENCE = "alice", "exempted"
@@ -76,7 +76,7 @@ def steps(slurm: Slurm, user: User, plugin: bool) -> dict[str, float]:
 
 def mpi(user: User) -> dict[str, float]:
     """Microseconds of one exchange."""
-    words = ["srun", "--mpi=pmix", "env", "OMPI_MCA_pml=ob1", "OMPI_MCA_btl=tcp,self", *python(MPI)]
+    words = ["srun", "--mpi=pmix", "env", "OMPI_MCA_pml=ob1", "OMPI_MCA_btl=tcp,self", *python_mpi(MPI)]
     found = json.loads(user.output(user.submit(shlex.join(words), "--nodes=2", "--ntasks-per-node=2", "--mem=200")).splitlines()[-1])
     return {f"{what}, {user.name}": value for what, value in found.items()}
 

@@ -26,6 +26,11 @@ def python(code: str) -> list[str]:
     return ["python3", "-IS", "-c", code]
 
 
+def python_mpi(code: str) -> list[str]:
+    """With the distribution's packages, such as mpi4py."""
+    return ["python3", "-I", "-c", code]
+
+
 def login(user: str, node: str) -> Session:
     """A first login on an emulated node may be silent for long."""
     return Session(ssh(user, node, *AGENT_COMMAND, options=("-o", "ServerAliveInterval=0")), f"{user}@{node}", PATIENCE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 
 import pytest
-from cluster import python
+from cluster import python, python_mpi
 
 RANKS = 4
 PROGRAM = """
@@ -77,7 +77,7 @@ def expected(user) -> list[str]:
 
 
 def launched(how: str) -> str:
-    program = python(PROGRAM)
+    program = python_mpi(PROGRAM)
     if how == "pmix":
         return shlex.join(["srun", "--mpi=pmix", *TCP, *program])
     through = {"mpirun through Slurm": "slurm", "mpirun through ssh": "rsh"}[how]
