@@ -118,8 +118,11 @@ def test_every_table_is_rendered_into_the_document():
     ways = _series(f"{metric}, {way}" for metric in report.METRICS for way in report.WAYS)
     mtus = [{"mtu": 1500, "series": ways, "tracked": {way: [0, 0] for way in report.WAYS}}]
     login = {"machine": machine, "levels": levels, "bulk": [{"made": bulk, "removed": bulk}]}
+    ratios = {"a job": ("job, alice", "job, exempted")}
+    jobs = {"slurm": "Slurm 22.05.8", "series": _series(["job, alice", "job, exempted"]), "ratios": ratios}
     text = report.DOCUMENT.read_text(encoding="utf-8")
     for name, part in (
+        ("jobs", report.jobs_tables(jobs)),
         ("login", report.login_tables(login)),
         ("bulk", report.bulk_table(login)),
         ("datapath", report.datapath_tables({"machine": machine, "connections": 50, "mtus": mtus})),
@@ -128,5 +131,6 @@ def test_every_table_is_rendered_into_the_document():
     assert "| paper's steps in shell, cold | 4.50 (4.25–4.75) | 4.50 (4.25–4.75) |" in text
     assert "| 1,000 | 100 | 100 | 148 | 99.0 | 2.00 |" in text
     assert "| stream, Mb/s, MTU 1500, native | 1.50 (1.25–1.75) | 1 |" in text
+    assert "| job, exempted | 2.50 (2.25–2.75) |" in text and "| a job | 0.583 (0.542–0.625) |" in text
     for line in re.findall(r"^\|.*\n", text, re.MULTILINE):
         assert line.endswith("|\n") and "None" not in line
