@@ -12,35 +12,10 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "shared.h"
+
 enum mode { AUDIT, ENFORCE };
 enum counter { REFUSED, AUDITED, COUNTERS };
-
-struct uid_prefix {
-	__u32 prefixlen;
-	__be32 uid;
-};
-
-struct config {
-	__u64 netns_cookie;
-	__u32 min_uid;
-	__u32 mode;
-};
-
-/* as in membership.bpf.c, whose pinned maps they are */
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 65536);
-	__type(key, struct uid_prefix);
-	__type(value, __u32);
-} uvn_uid SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct config);
-} uvn_config SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

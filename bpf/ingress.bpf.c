@@ -20,6 +20,8 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "shared.h"
+
 #define REFUSE 0 /* EPERM */
 #define ALLOW 1
 
@@ -41,17 +43,6 @@ struct ranges {
 
 struct open {
 	struct ranges protocol[2]; /* TCP, UDP */
-};
-
-struct config {
-	__u64 netns_cookie;
-	__u32 min_uid;
-	__u32 mode;
-};
-
-struct uid_prefix {
-	__u32 prefixlen;
-	__be32 uid;
 };
 
 struct address {
@@ -77,22 +68,6 @@ struct owner {
 struct name {
 	char vrf[NAME];
 };
-
-/* the membership program's */
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 65536);
-	__type(key, struct uid_prefix);
-	__type(value, __u32);
-} uvn_uid SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct config);
-} uvn_config SEC(".maps");
 
 enum ports { TCP, UDP, CONTROL, PORTS };
 

@@ -15,39 +15,14 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "shared.h"
+
 #define REFUSE 0 /* socket() fails with EPERM, a packet is dropped */
 #define ALLOW 1
 
 enum mode { AUDIT, ENFORCE };
 enum counter { BOUND, EXEMPT, REFUSED, AUDITED, COUNTERS };
 enum stray { STRAY_REFUSED, STRAY_AUDITED, STRAYS };
-
-struct uid_prefix {
-	__u32 prefixlen; /* 32: one UID */
-	__be32 uid;	 /* as the initial user namespace numbers it */
-};
-
-struct config {
-	__u64 netns_cookie; /* of the only network namespace that is managed */
-	__u32 min_uid;
-	__u32 mode;
-};
-
-/* ifindex of the VRF; 0: exempt */
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 65536);
-	__type(key, struct uid_prefix);
-	__type(value, __u32);
-} uvn_uid SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct config);
-} uvn_config SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
