@@ -112,7 +112,9 @@ kernel: setup ## users' networks, uvnd, the guard and ingress against real kerne
 	$(LAB) down $(KERNELS)
 
 .PHONY: molecule
+molecule: export ANSIBLE_LOG_PATH := $(CACHE)/ansible.log
 molecule: setup ## the role in the virtual cluster: check, converge, idempotence, isolation, removal; and in an image that boots
+	@rm -f $(ANSIBLE_LOG_PATH)
 	molecule test
 	molecule test --scenario-name build
 

@@ -52,6 +52,11 @@ options:
       - Path on the controller of the SPANK plug-in.
     type: str
     default: ''
+  plugstack:
+    description:
+      - Directory on the node that Slurm's plugstack.conf includes.
+    type: str
+    default: /etc/slurm/plugstack.conf.d
   network:
     description:
       - What the role's C(network.sh) printed. Without it, nothing in the kernel is in the way.
@@ -94,13 +99,14 @@ def preflight(
     users: list[str] | None = None,
     wheel: str = "",
     spank: str = "",
+    plugstack: str = "/etc/slurm/plugstack.conf.d",
     network: dict[str, Any] | None = None,
 ) -> list[str]:
     """One sentence for each thing that keeps a node from its state."""
     findings = list(_place(found, build))
     if state == "present" and not findings:
         findings += [*_system(found, site, build), *_pyroute2(found, wheel), *_users(users or [], build)]
-        findings += _slurm(found["slurm"], found["units"]["slurmd.service"], site, spank) if spank and found["slurm"] else []
+        findings += _slurm(found, site, spank, plugstack) if spank and found["slurm"] else []
         findings += Conflicts(parse(site), network).all() if network else []
     return findings
 
@@ -174,24 +180,25 @@ def _users(users: list[str], build: bool) -> Iterator[str]:
         )
 
 
-def _slurm(found: dict[str, Any], slurmd: dict[str, Any], site: dict[str, Any], spank: str) -> Iterator[str]:
+def _slurm(found: dict[str, Any], site: dict[str, Any], spank: str, plugstack: str) -> Iterator[str]:
     """Whether jobs would have their networks, and srun would hear from them."""
-    release = ".".join(found["version"].split(".")[:2])
+    slurm = found["slurm"]
+    release = ".".join(slurm["version"].split(".")[:2])
     built = _built_for(spank)
     if built is None:
         yield f"uvn_node_spank: {spank} is not UVN's plug-in; `make -C spank` builds it, see docs/slurm.md"
     elif built != release:
-        yield f"uvn_node_spank: {spank} is built for Slurm {built}, the node has {found['version']}; build it with the headers of {release}"
-    if not found["included"]:
+        yield f"uvn_node_spank: {spank} is built for Slurm {built}, the node has {slurm['version']}; build it with the headers of {release}"
+    if not slurm["included"]:
         yield (
-            "/etc/slurm/plugstack.conf does not include UVN's file; add the line `include /etc/slurm/plugstack.conf.d/*.conf` to it, on the "
-            "controller where the cluster is configless"
+            f"Slurm's plugstack.conf does not include UVN's file; add the line `include {plugstack}/*.conf` to it, on the controller where "
+            "the cluster is configless"
         )
-    if found["config"] is None:
-        if slurmd["active"] == "active":
+    if slurm["config"] is None:
+        if found["units"]["slurmd.service"]["active"] == "active":
             yield "`scontrol show config` gives no answer, so it cannot be seen whether jobs would work; start slurmctld and munge"
         return
-    yield from _slurm_conf(found["config"], site)
+    yield from _slurm_conf(slurm["config"], site)
 
 
 def _slurm_conf(config: dict[str, str], site: dict[str, Any]) -> Iterator[str]:

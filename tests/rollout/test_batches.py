@@ -48,7 +48,7 @@ def roll_out(limit: str, mode: str, wait: int = 0, fails: bool = False) -> str:
     environment = {**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"}  # Molecule forces colours
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert (done.returncode != 0) is fails, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr  # Molecule has failures on the latter
 
 
 def reaches(cluster: Cluster, user: str, node: str, target: str, port: int) -> dict:
@@ -95,7 +95,7 @@ def test_everybody_can_log_in_to_the_first_node(cluster, user):
 
 def test_the_role_waits_for_sockets_of_before_and_names_them(cluster):
     said = " ".join(roll_out(FIRST, "enforce", wait=10, fails=True).split())
-    assert "sockets from before UVN would cease to work: alice (python3, PID " in said and f"tcp {OLD})" in said
+    assert "sockets from before UVN would cease to work: alice (python3, PID " in said and f"tcp {OLD})" in said, said[-2000:]
     assert cluster.session("root", FIRST).check("grep", "--count", '"mode": "audit"', "/etc/uvn/site.json").strip() == "1"
 
 

@@ -15,6 +15,28 @@ from cluster import ABOUT, NODES, python
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORIES = ("molecule/default/inventory/site.yml", "tests/slurm/site.yml")
 LINE = "/etc/slurm/plugstack.conf.d/uvn.conf"
+ALL = ("login1", *NODES)
+OWN = "/etc/uvn-slurm"  # a directory of the node's own, for sites that share /etc/slurm
+# c2 gets slurm.conf and plugstack.conf from the controller.
+CONFIGLESS = {
+    "login1": "echo SlurmctldParameters=enable_configless >>/etc/slurm/slurm.conf; systemctl restart slurmctld",
+    "c2": """
+        mkdir -p /root/slurm /run/systemd/system/slurmd.service.d
+        mv /etc/slurm/slurm.conf /etc/slurm/plugstack.conf /root/slurm/
+        cat >/run/systemd/system/slurmd.service.d/configless.conf <<'END'
+[Unit]
+ConditionPathExists=
+[Service]
+Environment=SLURMD_OPTIONS=--conf-server=login1
+END
+        systemctl daemon-reload; systemctl restart slurmd""",
+}
+CONFIGURED = {
+    "login1": "sed -i '/enable_configless/d' /etc/slurm/slurm.conf; systemctl restart slurmctld",
+    "c2": """
+        mv /root/slurm/* /etc/slurm/; rm -r /run/systemd/system/slurmd.service.d /run/slurm/conf
+        systemctl daemon-reload; systemctl restart slurmd""",
+}
 
 
 def play(*variables: str) -> dict[str, int]:
@@ -39,13 +61,41 @@ def test_a_second_run_changes_nothing():
     assert play() == {"login1": 0, "c1": 0, "c2": 0}
 
 
+def ran_in(slurm, user) -> set[str]:
+    """The devices of the sockets of a job on both nodes, once these are at work again."""
+    slurm.wait(lambda: set(slurm.states().values()) == {"idle"}, "both nodes are idle")
+    return {line.split()[1] for line in user.check("srun", "--nodes=2", *python(ABOUT)).splitlines()}
+
+
 def test_removal_leaves_a_slurm_that_works_and_the_plugin_comes_back(slurm, alice):
+    """At first by a line in a directory of the node's own."""
     play("uvn_node_state=absent")
     try:
         for node in NODES:
             slurm.root(node, f"! ls {LINE} /usr/lib/uvn/spank.so 2>/dev/null")
-        assert {line.split()[1] for line in alice.check("srun", "--nodes=2", *python(ABOUT)).splitlines()} == {"default"}
+        for node in ALL:
+            slurm.root(node, f"cp /etc/slurm/plugstack.conf /root/; echo 'include {OWN}/*.conf' >>/etc/slurm/plugstack.conf")
+        assert ran_in(slurm, alice) == {"default"}
+        assert all(play(f"uvn_node_plugstack={OWN}").values())
+        for node in ALL:
+            slurm.root(node, f"test -e {OWN}/uvn.conf; ! test -e {LINE}")
+        assert ran_in(slurm, alice) == {alice.vrf}
     finally:
+        for node in ALL:
+            slurm.root(node, f"rm -rf {OWN}; mv /root/plugstack.conf /etc/slurm/")
         changed = play()
     assert all(changed.values())
-    assert {line.split()[1] for line in alice.check("srun", "--nodes=2", *python(ABOUT)).splitlines()} == {alice.vrf}
+    assert ran_in(slurm, alice) == {alice.vrf}
+
+
+def test_a_configless_node(slurm, alice):
+    for node, script in CONFIGLESS.items():
+        slurm.root(node, script)
+    try:
+        slurm.root("c2", "test -e /run/slurm/conf/plugstack.conf; ! test -e /etc/slurm/plugstack.conf")
+        assert ran_in(slurm, alice) == {alice.vrf}
+        assert set(play().values()) == {0}
+    finally:
+        for node, script in CONFIGURED.items():
+            slurm.root(node, script)
+    assert ran_in(slurm, alice) == {alice.vrf}

@@ -2,7 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# Prints, as YAML, what the role must know of a node. Reads only. Arguments: `build` for an image or a chroot, else `live`.
+# Prints, as YAML, what the role must know of a node. Reads only. Arguments: `build` for an image or a chroot, else `live`; the directory
+# that plugstack.conf includes.
 # shellcheck shell=sh
 
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
@@ -72,13 +73,20 @@ pyroute2_candidate() {
     esac
 }
 
+# Whether slurmd's plugstack.conf includes $1. A configless slurmd has what the controller sent; of an image nobody knows it.
+includes() {
+    if [ -e /run/slurm/conf/slurm.conf ]; then conf=/run/slurm/conf; else conf=/etc/slurm; fi
+    awk -v files="$1" '$1 == "include" && $2 == files { found = 1 } END { exit !found }' "$conf/plugstack.conf" ||
+        { [ "$mode" = build ] && ! [ -e /etc/slurm/slurm.conf ]; }
+}
+
 # What Slurm is configured to do, from its controller, and whether its plug-in stack reads our file.
 slurm() {
     [ -x /usr/sbin/slurmd ] || { echo 'slurm: {}'; return; }
     echo 'slurm:'
     echo "  version: '$(slurmd -V | cut --delimiter=' ' --fields=2)'"
-    echo "  line: $(yes_if test -e /etc/slurm/plugstack.conf.d/uvn.conf)"
-    echo "  included: $(yes_if grep --quiet --extended-regexp '^include[[:space:]]+/etc/slurm/plugstack\.conf\.d/\*\.conf' /etc/slurm/plugstack.conf)"
+    echo "  line: $(yes_if test -e "$plugstack/uvn.conf")"
+    echo "  included: $(yes_if includes "$plugstack/*.conf")"
     echo '  config:'
     if [ "$mode" = live ] && systemctl --quiet is-active slurmd.service; then # else scontrol waits for a controller in vain
         timeout 30 scontrol show config 2>/dev/null | awk -v quote="'" '
@@ -123,7 +131,7 @@ rules() {
     ip "-$1" rule show | awk '{ sub(":", "", $1); $1 = $1; printf "    - \"%s\"\n", $0 }'
 }
 
-mode=$1
+mode=$1 plugstack=$2
 ID='' ID_LIKE='' PRETTY_NAME=unknown
 # shellcheck source=/dev/null
 . /etc/os-release
@@ -163,7 +171,7 @@ done
 echo "stale: [$(
     stale systemd-networkd.service /etc/systemd/networkd.conf.d/uvn.conf /etc/systemd/network/00-uvn.network
     stale systemd-resolved.service /etc/systemd/resolved.conf.d/uvn.conf
-    stale slurmd.service /usr/lib/uvn/spank.so /etc/slurm/plugstack.conf.d/uvn.conf
+    stale slurmd.service /usr/lib/uvn/spank.so "$plugstack/uvn.conf"
     stale uvnd.service /etc/systemd/system/uvnd.* /etc/uvn/site.json /usr/sbin/uvn /usr/lib/uvn/*.o /usr/lib/uvn/uvn/*.py
 )]"
 echo 'sysctl:'
