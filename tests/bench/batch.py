@@ -12,7 +12,7 @@ from uvn.objects import Address, Nexthop, Object, Route, Vrf, Vxlan
 
 
 def render(objects: Iterable[Object]) -> str:
-    """One command a line; what is the membership map's and the guard's is not ip's and left out."""
+    """One command a line; what is the membership map's, the guard's and a sysctl is not ip's and left out."""
     return "".join(f"{line}\n" for obj in objects for line in _RENDERERS.get(type(obj), _nothing)(obj))
 
 
@@ -29,7 +29,7 @@ def _nothing(_obj: Object) -> list[str]:
 
 
 def _vrf(vrf: Vrf) -> list[str]:
-    return [f"link add {vrf.device} group {vrf.group} type vrf table {vrf.table}", *_up(vrf.device)]
+    return [f"link add {vrf.device} group {vrf.group} address {vrf.mac} type vrf table {vrf.table}", *_up(vrf.device)]
 
 
 def _vxlan(vxlan: Vxlan) -> list[str]:

@@ -24,6 +24,11 @@ if world.rank == 0:
 """
 # TCP between all ranks, also those of one node.
 TCP = ["env", "OMPI_MCA_pml=ob1", "OMPI_MCA_btl=tcp,self"]
+# How mpirun starts its daemons, in the words of Open MPI 4 and of PRRTE, which Open MPI 5 has for it.
+UNASKED = "-o StrictHostKeyChecking=no"
+BY_SLURM = ["OMPI_MCA_plm=slurm", "PRTE_MCA_plm=slurm"]
+BY_SSH = ["OMPI_MCA_plm=rsh", f"OMPI_MCA_plm_rsh_args={UNASKED}", "PRTE_MCA_plm=ssh", f"PRTE_MCA_plm_ssh_args={UNASKED}"]
+NIC = "PRTE_MCA_prte_if_include=em1"
 RENDEZVOUS = """
 import os, socket, time
 rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
@@ -80,10 +85,9 @@ def launched(how: str) -> str:
     program = python_mpi(PROGRAM)
     if how == "pmix":
         return shlex.join(["srun", "--mpi=pmix", *TCP, *program])
-    through = {"mpirun through Slurm": "slurm", "mpirun through ssh": "rsh"}[how]
-    options = ["--mca", "plm", through, "--mca", "plm_rsh_args", "-o StrictHostKeyChecking=no"]
-    hosts = ["--host", f"c1:{RANKS // 2},c2:{RANKS // 2}"] if through == "rsh" else []
-    return shlex.join([*TCP, "mpirun", *options, *hosts, "-n", str(RANKS), *program])
+    by_ssh = how == "mpirun through ssh"
+    hosts = ["--host", f"c1:{RANKS // 2},c2:{RANKS // 2}"] if by_ssh else []
+    return shlex.join([*TCP, NIC, *(BY_SSH if by_ssh else BY_SLURM), "mpirun", *hosts, "-n", str(RANKS), *program])
 
 
 @pytest.mark.parametrize("how", ["pmix", "mpirun through Slurm", "mpirun through ssh"])

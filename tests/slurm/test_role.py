@@ -17,6 +17,14 @@ INVENTORIES = ("molecule/default/inventory/site.yml", "tests/slurm/site.yml")
 LINE = "/etc/slurm/plugstack.conf.d/uvn.conf"
 ALL = ("login1", *NODES)
 OWN = "/etc/uvn-slurm"  # a directory of the node's own, for sites that share /etc/slurm
+# A prolog of the site's in place of the plug-in, as docs/slurm.md has it.
+PROLOG = f"""
+mv {LINE} /root/uvn-line
+printf '#!/bin/sh\\n/usr/sbin/uvn ensure "$SLURM_JOB_UID" || true\\n' >/etc/slurm/uvn-prolog
+chmod 755 /etc/slurm/uvn-prolog
+echo Prolog=/etc/slurm/uvn-prolog >>/etc/slurm/slurm.conf
+"""
+NO_PROLOG = f"mv /root/uvn-line {LINE}; rm /etc/slurm/uvn-prolog; sed -i '/^Prolog=/d' /etc/slurm/slurm.conf"
 # c2 gets slurm.conf and plugstack.conf from the controller.
 CONFIGLESS = {
     "login1": "echo SlurmctldParameters=enable_configless >>/etc/slurm/slurm.conf; systemctl restart slurmctld",
@@ -98,4 +106,20 @@ def test_a_configless_node(slurm, alice):
     finally:
         for node, script in CONFIGURED.items():
             slurm.root(node, script)
+    assert ran_in(slurm, alice) == {alice.vrf}
+
+
+def test_a_prolog_in_place_of_the_plugin(slurm, alice):
+    def everywhere(script: str) -> None:
+        for node in ALL:
+            slurm.root(node, script)
+        for node, unit in (("login1", "slurmctld"), ("c1", "slurmd"), ("c2", "slurmd")):
+            slurm.root(node, f"systemctl restart {unit}")
+
+    slurm.root("c1", "uvn remove alice")
+    everywhere(PROLOG)
+    try:
+        assert ran_in(slurm, alice) == {alice.vrf}
+    finally:
+        everywhere(NO_PROLOG)
     assert ran_in(slurm, alice) == {alice.vrf}

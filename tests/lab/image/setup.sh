@@ -30,6 +30,9 @@ systemctl --quiet disable munge slurmctld slurmd firewalld
 sha512sum <"$here/keys/node" >/etc/munge/munge.key # the same on every node
 install -d -o slurm -g slurm /var/lib/slurm/slurmctld /var/log/slurm
 
+# As sites with several networks have it: Open MPI uses every interface that it sees unless told. The packages' file may lack its last line end.
+printf '\n%s\n' 'btl_tcp_if_include = em1,ib0' 'oob_tcp_if_include = em1' >>/etc/openmpi/openmpi-mca-params.conf
+
 systemctl --quiet enable systemd-networkd systemd-networkd-wait-online lab-services lab-dns lab-ready
 systemctl --quiet set-default multi-user.target
 systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service \
