@@ -189,6 +189,8 @@ def _slurm(found: dict[str, Any], site: dict[str, Any], spank: str, plugstack: s
         yield f"uvn_node_spank: {spank} is not UVN's plug-in; `make -C spank` builds it, see docs/slurm.md"
     elif built != release:
         yield f"uvn_node_spank: {spank} is built for Slurm {built}, the node has {slurm['version']}; build it with the headers of {release}"
+    if not slurm["directory"]:
+        yield f"uvn_node_plugstack: the directory {plugstack} is not there; make it on the node, and include its files in Slurm's plugstack.conf"
     if not slurm["included"]:
         yield (
             f"Slurm's plugstack.conf does not include UVN's file; add the line `include {plugstack}/*.conf` to it, on the controller where "

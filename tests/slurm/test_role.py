@@ -75,22 +75,22 @@ def ran_in(slurm, user) -> set[str]:
     return {line.split()[1] for line in user.check("srun", "--nodes=2", *python(ABOUT)).splitlines()}
 
 
-def test_removal_leaves_a_slurm_that_works_and_the_plugin_comes_back(slurm, alice):
-    """At first by a line in a directory of the node's own."""
-    play("uvn_node_state=absent")
+def test_the_line_moves_to_another_directory_and_removal_finds_it_there(slurm, alice):
+    """Removal is not told of the directory: a line without the plug-in would keep slurmd from starting."""
+    for node in ALL:
+        slurm.root(node, f"mkdir {OWN}; cp /etc/slurm/plugstack.conf /root/; echo 'include {OWN}/*.conf' >>/etc/slurm/plugstack.conf")
     try:
-        for node in NODES:
-            slurm.root(node, f"! ls {LINE} /usr/lib/uvn/spank.so 2>/dev/null")
-        for node in ALL:
-            slurm.root(node, f"cp /etc/slurm/plugstack.conf /root/; echo 'include {OWN}/*.conf' >>/etc/slurm/plugstack.conf")
-        assert ran_in(slurm, alice) == {"default"}
         assert all(play(f"uvn_node_plugstack={OWN}").values())
         for node in ALL:
             slurm.root(node, f"test -e {OWN}/uvn.conf; ! test -e {LINE}")
         assert ran_in(slurm, alice) == {alice.vrf}
+        play("uvn_node_state=absent")
+        for node in ALL:
+            slurm.root(node, f"! ls {OWN}/uvn.conf {LINE} /usr/lib/uvn/spank.so 2>/dev/null")
+        assert ran_in(slurm, alice) == {"default"}
     finally:
         for node in ALL:
-            slurm.root(node, f"rm -rf {OWN}; mv /root/plugstack.conf /etc/slurm/")
+            slurm.root(node, f"mv /root/plugstack.conf /etc/slurm/; rm -rf {OWN}")
         changed = play()
     assert all(changed.values())
     assert ran_in(slurm, alice) == {alice.vrf}

@@ -211,7 +211,8 @@ def test_what_is_not_in_the_way_is_not_named(where, entry):
 
 SLURM = {
     "version": "22.05.8",
-    "line": False,
+    "lines": [],
+    "directory": True,
     "included": True,
     "config": {
         "CommunicationParameters": "block_null_hash",
@@ -253,6 +254,7 @@ def test_slurm_is_not_looked_at_without_a_plugin_or_without_slurmd(spank):
     ("change", "sentence"),
     [
         ({"version": "23.11.4"}, "is built for Slurm 22.05, the node has 23.11.4; build it with the headers of 23.11"),
+        ({"directory": False}, "the directory /etc/slurm/plugstack.conf.d is not there; make it"),
         ({"included": False}, "add the line `include /etc/slurm/plugstack.conf.d/*.conf`"),
         ({"config": None}, "`scontrol show config` gives no answer"),
     ],

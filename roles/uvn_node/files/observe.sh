@@ -73,6 +73,15 @@ pyroute2_candidate() {
     esac
 }
 
+# UVN's lines for Slurm: where this run wants it, and where plugstack.conf includes one that a former run put elsewhere.
+lines() {
+    included=$(cat /run/slurm/conf/plugstack.conf /etc/slurm/plugstack.conf 2>/dev/null | awk '$1 == "include" { print $2 }')
+    # shellcheck disable=SC2086 # patterns of files
+    for file in "$plugstack/uvn.conf" $included; do
+        case $file in */uvn.conf) ! grep --quiet --no-messages /usr/lib/uvn/spank.so "$file" || echo "$file" ;; esac
+    done | sort --unique | paste --serial --delimiters=,
+}
+
 # Whether slurmd's plugstack.conf includes $1. A configless slurmd has what the controller sent; of an image nobody knows it.
 includes() {
     if [ -e /run/slurm/conf/slurm.conf ]; then conf=/run/slurm/conf; else conf=/etc/slurm; fi
@@ -85,7 +94,8 @@ slurm() {
     [ -x /usr/sbin/slurmd ] || { echo 'slurm: {}'; return; }
     echo 'slurm:'
     echo "  version: '$(slurmd -V | cut --delimiter=' ' --fields=2)'"
-    echo "  line: $(yes_if test -e "$plugstack/uvn.conf")"
+    echo "  lines: [$(lines)]"
+    echo "  directory: $(yes_if test -d "$plugstack")"
     echo "  included: $(yes_if includes "$plugstack/*.conf")"
     echo '  config:'
     if [ "$mode" = live ] && systemctl --quiet is-active slurmd.service; then # else scontrol waits for a controller in vain
