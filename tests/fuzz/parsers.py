@@ -69,7 +69,7 @@ def request(data: bytes) -> None:
 
 def notifications(data: bytes) -> None:
     """What the kernel tells of devices, addresses, routes and rules."""
-    watcher = events.Watcher(TABLE_BASE)
+    watcher = events.Watcher(TABLE_BASE, 0xFD << 120)
     for part in data.split(b"|"):
         watcher.read(netlink.pack(KINDS[sum(part[:1]) % len(KINDS)], 0, part[1:].ljust(STRUCT, b"\0"), ()))
 

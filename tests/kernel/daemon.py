@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ from typing import Any, Callable, Sequence
 from nodes import SITE, Node
 from uvn import client, store
 from uvn.errors import UvnError
+from uvn.keeper import Keeper
 from uvn.kernel import socket_index
 from uvn.membership import Membership
 from uvn.netlink import Netlink, Refused
@@ -184,6 +186,34 @@ def refused_everywhere(site: Any, uid: int, present: bool) -> int:
             reconciler.user(uid, present)
             assert reconciler.user(uid, present, check=True) == [], f"request {position} refused"
     return whole.count
+
+
+def damaged_after_a_look(uid: int, script: str, number: int) -> None:
+    """Make or mend a user's network as uvnd does; right after its look of that number a script damages it. Let uvnd work till it is content."""
+    keeper = Keeper()
+    content(keeper)
+    kernel, looks = keeper.reconciler().kernel, itertools.count(1)
+    look = kernel.network
+
+    def network(*arguments: Any) -> list:
+        found = look(*arguments)
+        if next(looks) == number:
+            subprocess.run(["sh", "-ec", script], check=True)
+        return found
+
+    kernel.network = network
+    keeper.user(uid, True)
+    content(keeper)
+
+
+def content(keeper: Keeper) -> None:
+    """Let uvnd work until nothing is due but the next sweep."""
+    keeper.read()
+    while keeper.wait() < 5:
+        time.sleep(keeper.wait())
+        keeper.read()
+        keeper.work()
+        keeper.read()
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> float:

@@ -12,7 +12,16 @@ import subprocess
 import time
 
 import pytest
-from daemon import LOG, Host, apply_part, configure, cut_off_everywhere, refused_everywhere, wait_for
+from daemon import (
+    LOG,
+    Host,
+    apply_part,
+    configure,
+    cut_off_everywhere,
+    damaged_after_a_look,
+    refused_everywhere,
+    wait_for,
+)
 from uvn import client, store
 from uvn.membership import Membership
 
@@ -131,6 +140,17 @@ def test_damage_is_mended_at_once(host, script):
     host.sh(script)
     wait_for(lambda: host.whole(ALICE), f"after {script}")
     assert host.bound_to(ALICE) == "vrf2001"
+
+
+@pytest.mark.parametrize("what", ["the VRF deleted", "a route deleted", "the NAT address deleted"])
+@pytest.mark.parametrize("there", [True, False], ids=["there before", "just made"])
+def test_damage_while_uvnd_is_at_work_on_the_same_user_is_not_missed(host, there, what):
+    host.logged_in("bob")
+    if there:
+        host.logged_in("alice")
+    host.stop()
+    host.call_apart(damaged_after_a_look, ALICE, DAMAGE[what], 1 if there else 2)
+    assert host.whole(ALICE) and host.whole(BOB)
 
 
 EVERYTHING_BUT_THE_VRF = "; ".join(script for what, script in DAMAGE.items() if what != "the VRF deleted")

@@ -15,7 +15,7 @@ from uvn.events import Effects, Watcher
 from uvn.identity import LINK_GROUP
 from uvn.netlink import ATTRIBUTE, HEADER
 
-TABLE_BASE = 100000000
+TABLE_BASE, NAT6 = 100000000, 0xFD << 120
 ALICE = LINK_GROUP + 2001
 
 
@@ -33,13 +33,14 @@ def link(kind, index, changed=0, group=0, family=0):
     return message(kind, events.IFINFO.pack(family, 1, index, 0x1043, changed), [(events.IFLA_GROUP, number(group))])
 
 
-def address(kind, index):
-    return message(kind, events.IFADDR.pack(2, 24, 0, 0, index))
+def address(kind, index, value=1):
+    return message(kind, events.IFADDR.pack(10, 128, 0, 0, index), [(events.IFA_ADDRESS, value.to_bytes(16, "big"))])
 
 
-def route(kind, table, oif):
+def route(kind, table, oif, destination=1):
     small = table if table < 256 else 252
-    return message(kind, events.RTMSG.pack(2, 24, 0, 0, small, 3, 0, 1, 0), [(events.RTA_TABLE, number(table)), (events.RTA_OIF, number(oif))])
+    attributes = [(events.RTA_DST, destination.to_bytes(16, "big")), (events.RTA_TABLE, number(table)), (events.RTA_OIF, number(oif))]
+    return message(kind, events.RTMSG.pack(2, 24, 0, 0, small, 3, 0, 1, 0), attributes)
 
 
 LOOK, TOUCHED, HERS = Effects(look=True), Effects(look=True, touched=True), Effects(users={ALICE})
@@ -50,6 +51,7 @@ EVENTS = {
     "an address of a new device": (address(events.RTM_NEWADDR, UNKNOWN), LOOK),
     "an address of a user's device": (address(events.RTM_DELADDR, DEVICE), HERS),
     "an address of the dummy": (address(events.RTM_NEWADDR, DUMMY), Effects(users={LINK_GROUP})),
+    "a user's address on the dummy": (address(events.RTM_DELADDR, DUMMY, NAT6 + 2001), HERS),
     "a NIC goes down": (link(events.RTM_NEWLINK, NIC, changed=1), TOUCHED),
     "a NIC gets another MTU": (link(events.RTM_NEWLINK, NIC), LOOK),
     "a NIC is deleted": (link(events.RTM_DELLINK, NIC), TOUCHED),
@@ -60,6 +62,7 @@ EVENTS = {
     "a route of a user's table": (route(events.RTM_DELROUTE, TABLE_BASE + 2001, NIC), HERS),
     "a reply route": (route(events.RTM_DELROUTE, TABLE_BASE, DEVICE), HERS),
     "the dummy's local route": (route(events.RTM_NEWROUTE, 255, DUMMY), Effects(users={LINK_GROUP})),
+    "the local route of a user's address on the dummy": (route(events.RTM_DELROUTE, 255, DUMMY, NAT6 + 2001), HERS),
     "a rule": (message(33, bytes(12)), LOOK),
     "two messages": (address(events.RTM_NEWADDR, DEVICE) + address(events.RTM_DELADDR, NIC), Effects(look=True, touched=True, users={ALICE})),
 }
@@ -67,7 +70,7 @@ EVENTS = {
 
 @pytest.fixture
 def watcher():
-    watcher = Watcher(TABLE_BASE, {DEVICE: ALICE, DUMMY: LINK_GROUP})
+    watcher = Watcher(TABLE_BASE, NAT6, {DEVICE: ALICE, DUMMY: LINK_GROUP})
     watcher.nics = {NIC, 3}
     return watcher
 
@@ -86,10 +89,10 @@ def test_devices_are_learnt_and_forgotten(watcher):
 
 def test_our_own_doing_is_left_out():
     effects = Effects(look=True, users={ALICE, LINK_GROUP + 7}, gone={1: ALICE, 2: LINK_GROUP + 7})
-    assert effects.without({ALICE}) == Effects(look=True, users={LINK_GROUP + 7}, gone={2: LINK_GROUP + 7})
+    assert effects.without(ALICE) == Effects(look=True, users={LINK_GROUP + 7}, gone={2: LINK_GROUP + 7})
 
 
 @given(st.binary(max_size=120))
 def test_any_attributes_can_be_read(data):
     for kind in (events.RTM_NEWLINK, events.RTM_NEWADDR, events.RTM_NEWROUTE):
-        Watcher(TABLE_BASE).read(message(kind, bytes(16) + data))
+        Watcher(TABLE_BASE, NAT6).read(message(kind, bytes(16) + data))

@@ -14,11 +14,13 @@ from .netlink import HEADER, IFADDR, IFINFO, RTMSG, Message, attributes_of, numb
 
 # RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE (include/uapi/linux/rtnetlink.h), RTNLGRP_IPV6_RULE
 EVENTS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18
+INDEX_MAX = 0xFFFFFF  # what LINK_GROUP_MASK leaves
 RECEIVE_BUFFER = 8 * 2**20  # bytes; what does not fit is lost and makes us look at everything
 SO_RCVBUFFORCE = 33
 RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR, RTM_NEWROUTE, RTM_DELROUTE = 16, 17, 20, 21, 24, 25
 IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_GROUP = 3, 4, 10, 27
-RTA_OIF, RTA_TABLE = 4, 15
+IFA_ADDRESS = 1
+RTA_DST, RTA_OIF, RTA_TABLE = 1, 4, 15
 IFF_UP = 1
 AF_BRIDGE = 7
 NETLINK_NETFILTER = 12
@@ -55,19 +57,23 @@ class Effects:
         self.users |= other.users
         self.gone.update(other.gone)
 
-    def without(self, groups: set[int]) -> Effects:
-        """The same but for some users."""
-        gone = {index: group for index, group in self.gone.items() if group not in groups}
-        return Effects(self.look, self.touched, self.firewall, self.users - groups, gone)
+    def without(self, group: int) -> Effects:
+        """The same but for one user."""
+        gone = {index: owner for index, owner in self.gone.items() if owner != group}
+        return Effects(self.look, self.touched, self.firewall, self.users - {group}, gone)
 
 
 class Watcher:
-    """Reads notifications; knows which interface indices are users' devices (by link group) and which the node's NICs."""
+    """Reads notifications; knows which interface indices are users' devices (by link group) and which the node's NICs.
 
-    def __init__(self, table_base: int, devices: dict[int, int] | None = None) -> None:
+    `nat6` is the IPv6 NAT address of index 0, as a number: these addresses are all on the node's dummy, and tell whose they are.
+    """
+
+    def __init__(self, table_base: int, nat6: int, devices: dict[int, int] | None = None) -> None:
         self.nics: set[int] = set()
         self._links: dict[int, tuple] = {}
         self._table_base = table_base
+        self._nat6 = nat6
         self._devices = dict(devices or {})
 
     def read(self, data: bytes) -> Effects:
@@ -111,7 +117,8 @@ class Watcher:
     def _address(self, message: Message, effects: Effects) -> None:
         index = IFADDR.unpack_from(message.data, HEADER.size)[4]
         if index in self._devices:
-            effects.users.add(self._devices[index])
+            address = attributes_of(message.data, HEADER.size + IFADDR.size).get(IFA_ADDRESS)
+            effects.users.add(self._owner(index, address))
         else:
             effects.look = True
             effects.touched |= index in self.nics
@@ -119,13 +126,19 @@ class Watcher:
     def _route(self, message: Message, effects: Effects) -> None:
         table = RTMSG.unpack_from(message.data, HEADER.size)[4]
         attributes = attributes_of(message.data, HEADER.size + RTMSG.size)
-        table = number_of(attributes.get(RTA_TABLE)) or table
-        index = table - self._table_base
-        group = LINK_GROUP + index if 0 < index <= 0xFFFFFF else self._devices.get(number_of(attributes.get(RTA_OIF)))
-        if group is None:
-            effects.look = True
+        index = (number_of(attributes.get(RTA_TABLE)) or table) - self._table_base
+        device = number_of(attributes.get(RTA_OIF))
+        if 0 < index <= INDEX_MAX:
+            effects.users.add(LINK_GROUP + index)
+        elif device in self._devices:
+            effects.users.add(self._owner(device, attributes.get(RTA_DST)))
         else:
-            effects.users.add(group)
+            effects.look = True
+
+    def _owner(self, device: int, address: bytes | None) -> int:
+        """The link group of the user to whom an address or a route on one of our devices belongs."""
+        index = int.from_bytes(address, "big") - self._nat6 if address else 0
+        return LINK_GROUP + index if 0 < index <= INDEX_MAX else self._devices[device]
 
 
 def listen() -> socket.socket:

@@ -44,7 +44,7 @@ class Keeper:
         self._site_path = site_path
         self._stamp: Any = None
         self._reconciler: Reconciler | None = None
-        self._watcher = events.Watcher(0)
+        self._watcher = events.Watcher(0, 0)
         self._host: Host | None = None
         self._followed: Any = None  # host and rules when all was followed last
         self._effects = events.Effects(look=True, touched=True)
@@ -75,9 +75,11 @@ class Keeper:
             self._reconciler = Reconciler(load(self._site_path))
             self._stamp, self._host = stamp, None
             self._effects.add(events.Effects(look=True, touched=True))
+            self._reconciler.changed = self._changed
             devices = self._reconciler.kernel.devices("vrf", "vxlan", "dummy")
-            self._watcher = events.Watcher(self._reconciler.site.table_base, devices)
-            self._sweep_due = min(self._sweep_due, time.monotonic() + sweep_interval(self._reconciler.site))
+            site = self._reconciler.site
+            self._watcher = events.Watcher(site.table_base, int(site.nat6[0]), devices)
+            self._sweep_due = min(self._sweep_due, time.monotonic() + sweep_interval(site))
         return self._reconciler
 
     def user(self, uid: int, present: bool, check: bool = False) -> list[Change]:
@@ -125,15 +127,14 @@ class Keeper:
             attempt(self._sweep)
 
     def _reconcile(self, uid: int, present: bool, check: bool = False) -> list[Change]:
-        """Bring a network to the plan; what the kernel tells of that user meanwhile is our own doing."""
         with self.reconciler() as reconciler:
             self.read()
-            try:
-                return reconciler.user(uid, present, check, self._known_host(reconciler))
-            finally:
-                own = {LINK_GROUP, reconciler.group_of(uid)}
-                self._note(events.drain(self.events, self._watcher).without(own))
-                events.drain_nftables(self.nftables)
+            return reconciler.user(uid, present, check, self._known_host(reconciler))
+
+    def _changed(self, group: int) -> None:
+        """What was told of a user or of the node until now is our own doing."""
+        self._note(events.drain(self.events, self._watcher).without(group))
+        events.drain_nftables(self.nftables)
 
     def _note(self, effects: events.Effects) -> None:
         if effects.look or effects.touched:
@@ -163,26 +164,19 @@ class Keeper:
             if effects.touched or LINK_GROUP in effects.users or (effects.look and before != self._followed):
                 mended = self._mend_all(reconciler)
             else:
-                mended = effects.firewall and self._mend_node(reconciler)
+                mended = effects.firewall and mend("node", reconciler.node)
                 uids = {uid for uid in map(reconciler.uid_of_group, effects.users) if uid is not None}
                 mended |= self._mend_users(reconciler, uids)
         if mended:
-            log(f"follow: done {1000 * (time.monotonic() - since):.0f} ms after the kernel told")
+            log(f"follow: ended {1000 * (time.monotonic() - since):.0f} ms after the kernel told")
         if mended and before and before[0] == self._followed[0]:  # the node is as it was: somebody undid what we did
             self._mended = self._mended[0] + 1, time.monotonic()
 
     def _mend_all(self, reconciler: Reconciler) -> bool:
         """Users first, whose connections wait; unless there is no ground for them to stand on."""
-        mended = not reconciler.node_is_up() and self._mend_node(reconciler)
+        mended = not reconciler.node_is_up() and mend("node", reconciler.node)
         mended |= self._mend_users(reconciler, reconciler.known_uids())
-        return mended | self._mend_node(reconciler)
-
-    def _mend_node(self, reconciler: Reconciler) -> bool:
-        mended = mend("node", reconciler.node)
-        self.read()  # of our own doing, but for what the next snapshot shows
-        self._effects.users.discard(LINK_GROUP)
-        self._effects.firewall = False
-        return mended
+        return mended | mend("node", reconciler.node)
 
     def _snapshot(self, reconciler: Reconciler) -> tuple[Host, tuple]:
         self.read()
@@ -214,7 +208,7 @@ class Keeper:
                 self.breathe()
                 self._look_after(reconciler, uid, uid in present)
             self._mend_users(reconciler, reconciler.misplaced())
-            self._mend_node(reconciler)  # of iptables-legacy no notification tells
+            mend("node", reconciler.node)  # of iptables-legacy no notification tells
         withdraw_strangers()
 
     def _look_after(self, reconciler: Reconciler, uid: int, present: bool) -> None:
@@ -232,8 +226,8 @@ class Keeper:
         else:
             self._leaving.discard(uid)
             del self._seen[uid]
-            if mend(f"{label(uid)}, who has had no process for {idle} s", functools.partial(self._reconcile, uid, False)):
-                log(f"remove {label(uid)}: no process for {idle} s")
+            log(f"remove {label(uid)}: no process for {idle} s")
+            mend(label(uid), functools.partial(self._reconcile, uid, False))
 
 
 def sweep_interval(site: Site) -> float:
@@ -253,12 +247,12 @@ def log(text: str, error: bool = False) -> None:
 
 
 def mend(what: str, repair: Callable[[], list[Change]]) -> bool:
-    """Whether a repair changed something; what cannot be mended is logged and does not keep the others from it."""
+    """Whether there was something to mend; what cannot be mended is logged and does not keep the others from it."""
     try:
         changes = repair()
     except UvnError as error:
         log(f"follow {what} failed: {error}", error=True)
-        return False
+        return True
     if changes:
         log(f"follow {what}: {len(changes)} changes: {'; '.join(map(str, changes[:10]))}")
     return bool(changes)

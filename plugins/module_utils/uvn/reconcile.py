@@ -32,6 +32,8 @@ class Reconciler:
     """Exclusive access to this node's state. Use as a context manager, also within itself.
 
     Methods return the changes of the first pass, which check mode announces without making them, and raise UvnError.
+    `changed` is called after changes and before they are read back, with the link group of the user, or LINK_GROUP for the node: what
+    the kernel told of it until then was our own doing, what others undo from then on is news.
     """
 
     def __init__(self, site: Site) -> None:
@@ -42,6 +44,7 @@ class Reconciler:
         self.guard = guard.Table()
         self.gate = Gate()
         self.store = Store()
+        self.changed: Callable[[int], None] = lambda group: None
         self._entered = 0
 
     @classmethod
@@ -96,7 +99,7 @@ class Reconciler:
             return self._converge(desired if present else [], lambda: self._exempt_account(uid), check)
         who = identify(self.site, uid)
         desired = plan.user_network(self.site, who, host or self.kernel.host())
-        return self._converge(desired if present else [], lambda: self._network(who, _devices(desired)), check)
+        return self._converge(desired if present else [], lambda: self._network(who, _devices(desired)), check, who.group)
 
     def uids(self) -> list[int]:
         """UIDs that have a network on this node."""
@@ -260,16 +263,20 @@ class Reconciler:
     # -- both ------------------------------------------------------------------------------------------------------
 
     def _converge(
-        self, desired: Sequence[Object], observe: Callable[[], Sequence[Object]], check: bool
+        self, desired: Sequence[Object], observe: Callable[[], Sequence[Object]], check: bool, group: int = LINK_GROUP
     ) -> list[Change]:
-        """Apply until nothing differs; the read-back also finds what the kernel silently did not do."""
+        """Apply until nothing differs; the read-back also finds what the kernel silently did not do, and what went since the look before."""
         first: list[Change] | None = None
+        failure: UvnError | None = None
         for _pass in range(PASSES):
             changes = diff(desired, observe())
             first = changes if first is None else first
             if check or not changes:
                 return first
-            self._apply(changes)
+            failure = self._try(changes)
+            self.changed(group)
+        if failure:
+            raise failure
         changes = diff(desired, observe())
         if changes:
             raise UvnError(
@@ -277,6 +284,13 @@ class Reconciler:
                 "(NetworkManager, systemd-networkd, a script)"
             )
         return first or []
+
+    def _try(self, changes: Sequence[Change]) -> UvnError | None:
+        try:
+            self._apply(changes)
+        except UvnError as error:
+            return error
+        return None
 
     def _apply(self, changes: Sequence[Change]) -> None:
         """Runs of changes that belong to the same backend, in order."""
