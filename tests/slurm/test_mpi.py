@@ -28,7 +28,8 @@ TCP = ["env", "OMPI_MCA_pml=ob1", "OMPI_MCA_btl=tcp,self"]
 UNASKED = "-o StrictHostKeyChecking=no"
 BY_SLURM = ["OMPI_MCA_plm=slurm", "PRTE_MCA_plm=slurm"]
 BY_SSH = ["OMPI_MCA_plm=rsh", f"OMPI_MCA_plm_rsh_args={UNASKED}", "PRTE_MCA_plm=ssh", f"PRTE_MCA_plm_ssh_args={UNASKED}"]
-NIC = "PRTE_MCA_prte_if_include=em1"
+# Of PRRTE, which Open MPI 5 has to launch: its NIC, and that two ranks share the lab's one CPU.
+PRRTE = ["PRTE_MCA_prte_if_include=em1", "PRTE_MCA_hwloc_default_binding_policy=none"]
 RENDEZVOUS = """
 import os, socket, time
 rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
@@ -87,7 +88,7 @@ def launched(how: str) -> str:
         return shlex.join(["srun", "--mpi=pmix", *TCP, *program])
     by_ssh = how == "mpirun through ssh"
     hosts = ["--host", f"c1:{RANKS // 2},c2:{RANKS // 2}"] if by_ssh else []
-    return shlex.join([*TCP, NIC, *(BY_SSH if by_ssh else BY_SLURM), "mpirun", *hosts, "-n", str(RANKS), *program])
+    return shlex.join([*TCP, *PRRTE, *(BY_SSH if by_ssh else BY_SLURM), "mpirun", *hosts, "-n", str(RANKS), *program])
 
 
 @pytest.mark.parametrize("how", ["pmix", "mpirun through Slurm", "mpirun through ssh"])

@@ -30,8 +30,9 @@ systemctl --quiet disable munge slurmctld slurmd firewalld
 sha512sum <"$here/keys/node" >/etc/munge/munge.key # the same on every node
 install -d -o slurm -g slurm /var/lib/slurm/slurmctld /var/log/slurm
 
-# As sites with several networks have it: Open MPI uses every interface that it sees unless told. The packages' file may lack its last line end.
-printf '\n%s\n' 'btl_tcp_if_include = em1,ib0' 'oob_tcp_if_include = em1' >>/etc/openmpi/openmpi-mca-params.conf
+# As sites with several networks have it: Open MPI uses every interface that it sees unless told. Without IPv6, since Open MPI 5.0.7 cannot pair
+# the interfaces of nodes that have both (github.com/open-mpi/ompi/issues/14079). The packages' file may lack its last line end.
+printf '\n%s\n' 'btl_tcp_if_include = em1,ib0' 'oob_tcp_if_include = em1' 'btl_tcp_disable_family = 6' >>/etc/openmpi/openmpi-mca-params.conf
 
 systemctl --quiet enable systemd-networkd systemd-networkd-wait-online lab-services lab-dns lab-ready
 systemctl --quiet set-default multi-user.target
