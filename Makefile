@@ -57,9 +57,10 @@ demo-down: ## take the virtual cluster down
 	$(LAB) down
 
 .PHONY: test
-test: lint unit fuzz sanity kernel molecule ## everything, as CI does
+test: lint unit fuzz sanity kernel molecule ## what CI does
 	@printf '\nunit, kernel, isolation and escape tests ended with:\n'
 	@for suite in unit $(KERNELS) isolation escape; do printf '%-10s' $$suite; grep -E '^=+ .* in [0-9.]+s' $(RESULTS)/$$suite.log | tail -n 1; done
+	@printf '%s\n' 'Not part of it, for time: make image (uvn_node_build), make slurm, make bench.'
 
 .PHONY: lint
 lint: setup ## style of Python, YAML, Ansible, shell, documentation and changelog
@@ -113,9 +114,12 @@ kernel: setup ## users' networks, uvnd, the guard and ingress against real kerne
 
 .PHONY: molecule
 molecule: export ANSIBLE_LOG_PATH := $(CACHE)/ansible.log
-molecule: setup ## the role in the virtual cluster: check, converge, idempotence, isolation, removal; and in an image that boots
+molecule: setup ## the role in the virtual cluster: check, converge, idempotence, isolation, removal
 	@rm -f $(ANSIBLE_LOG_PATH)
 	molecule test
+
+.PHONY: image
+image: setup ## an image that gets UVN while it is built (uvn_node_build), boots with it and loses it again
 	molecule test --scenario-name build
 
 .PHONY: slurm
