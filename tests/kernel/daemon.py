@@ -203,6 +203,7 @@ def damaged_after_a_look(uid: int, script: str, number: int) -> None:
 
     kernel.network = network
     keeper.user(uid, True)
+    assert next(looks) > number, "there was no such look, so no damage"
     content(keeper)
 
 

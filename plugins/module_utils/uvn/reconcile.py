@@ -273,7 +273,11 @@ class Reconciler:
             first = changes if first is None else first
             if check or not changes:
                 return first
-            failure = self._try(changes)
+            try:
+                self._apply(changes)
+                failure = None
+            except UvnError as error:  # what it needs may have gone since the look
+                failure = error
             self.changed(group)
         if failure:
             raise failure
@@ -284,13 +288,6 @@ class Reconciler:
                 "(NetworkManager, systemd-networkd, a script)"
             )
         return first or []
-
-    def _try(self, changes: Sequence[Change]) -> UvnError | None:
-        try:
-            self._apply(changes)
-        except UvnError as error:
-            return error
-        return None
 
     def _apply(self, changes: Sequence[Change]) -> None:
         """Runs of changes that belong to the same backend, in order."""
