@@ -15,7 +15,7 @@ CACHE := $(CURDIR)/.cache
 RESULTS := $(CACHE)/test
 KERNELS := kernel kernel13
 # Each on one of the two kernels, Debian 12's and 13's, so that CI ends in time; Molecule's cluster has both. TESTS_kernel13=tests/kernel is all.
-TESTS_kernel13 := $(addprefix tests/kernel/test_,without_vrf.py guard.py membership.py network.py sites.py)
+TESTS_kernel13 := $(addprefix tests/kernel/test_,without_vrf.py guard.py ingress.py membership.py network.py sites.py)
 TESTS_kernel := $(filter-out $(TESTS_kernel13),$(wildcard tests/kernel/test_*.py))
 # Of the cluster with Slurm: bookworm has 22.05, trixie 24.11.
 SUITE := bookworm
@@ -60,7 +60,7 @@ demo-down: ## take the virtual cluster down
 test: lint unit fuzz sanity kernel molecule ## what CI does
 	@printf '\nunit, kernel, isolation and escape tests ended with:\n'
 	@for suite in unit $(KERNELS) isolation escape; do printf '%-10s' $$suite; grep -E '^=+ .* in [0-9.]+s' $(RESULTS)/$$suite.log | tail -n 1; done
-	@printf '%s\n' 'Not part of it, for time: make image (uvn_node_build), make slurm, make bench.'
+	@printf '%s\n' 'Not part of it, for time: make slurm, make bench.'
 
 .PHONY: lint
 lint: setup ## style of Python, YAML, Ansible, shell, documentation and changelog
@@ -107,19 +107,16 @@ kernel: setup ## users' networks, uvnd, the guard and ingress against real kerne
 	test_in() { guest=$$1; shift; \
 		$(FILES) | tar --create --null --files-from=- | $(LAB) run $$guest -- 'rm -rf uvn && mkdir uvn && tar --extract --directory=uvn'; \
 		$(LAB) run $$guest -- 'cd uvn && uname --kernel-release && unshare --mount --net python3 -m pytest '"$$*"' --durations=20 -p no:cacheprovider' \
-			| tee $(RESULTS)/$$guest.log | sed --unbuffered "s/^/$$guest: /"; }; \
+			| tee $(RESULTS)/$$guest.log | sed --unbuffered "s/^/$$guest: /" || { $(LAB) console $$guest | tail --lines=60; return 1; }; }; \
 	runs=(); test_in kernel $(TESTS_kernel) & runs+=($$!); test_in kernel13 $(TESTS_kernel13) & runs+=($$!); \
 	failed=0; for run in "$${runs[@]}"; do wait $$run || failed=1; done; exit $$failed
 	$(LAB) down $(KERNELS)
 
 .PHONY: molecule
 molecule: export ANSIBLE_LOG_PATH := $(CACHE)/ansible.log
-molecule: setup ## the role in the virtual cluster: check, converge, idempotence, isolation, removal
+molecule: setup ## the role in the virtual cluster: check, converge, idempotence, isolation, removal; and in an image that boots
 	@rm -f $(ANSIBLE_LOG_PATH)
 	molecule test
-
-.PHONY: image
-image: setup ## an image that gets UVN while it is built (uvn_node_build), boots with it and loses it again
 	molecule test --scenario-name build
 
 .PHONY: slurm

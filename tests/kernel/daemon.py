@@ -47,11 +47,13 @@ def install(site: dict) -> None:
 
 
 def configure(site: dict) -> None:
-    """Replace the site file in one step, as the role does."""
+    """Replace the site file in one step if it differs, as the role does."""
     SITE_FILE.parent.mkdir(exist_ok=True)
-    new = SITE_FILE.with_suffix(".new")
-    new.write_text(json.dumps(site))
-    new.replace(SITE_FILE)
+    text = json.dumps(site)
+    if not SITE_FILE.exists() or SITE_FILE.read_text() != text:
+        new = SITE_FILE.with_suffix(".new")
+        new.write_text(text)
+        new.replace(SITE_FILE)
 
 
 def remove() -> None:

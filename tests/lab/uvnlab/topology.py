@@ -42,7 +42,7 @@ MGMT0 = Lan("mgmt0", 9, "10.0.2", 24, "")  # QEMU's user networking: ssh from th
 
 @dataclass(frozen=True)
 class Node:
-    """A guest; `host` is the last part of its addresses, `cpus` what it gets where the host has plenty, `memory` in MiB.
+    """A guest; `host` is the last part of its addresses, `cpus` what it gets where the host has plenty and KVM, `memory` in MiB.
 
     `suite` is Debian's, unless `up` is told another.
     """
