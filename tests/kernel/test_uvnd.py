@@ -232,12 +232,15 @@ def test_membership_never_points_to_a_device_that_got_the_index_of_a_deleted_vrf
 
 
 def test_a_name_that_belongs_to_another_uid_now_asks_again(host, crowd):
-    configure({**host.configuration, "idle": 1})
-    host.logged_in("uvncrowd1")
-    subprocess.run(["sed", "-i", "s/^uvncrowd1:x:3001/uvncrowd1:x:3099/", "/etc/passwd"], check=True)
-    wait_for(lambda: "uvncrowd1" not in store.vouched(), "the login asks again")
-    host.logged_in("uvncrowd1")
-    assert host.whole(3099)
+    configure({**host.configuration, "idle": 1})  # a sweep each second
+    with host.run_as(3001, "sleep", "100") as before, host.run_as(3099, "sleep", "100") as after:
+        host.logged_in("uvncrowd1")
+        subprocess.run(["sed", "-i", "s/^uvncrowd1:x:3001/uvncrowd1:x:3099/", "/etc/passwd"], check=True)
+        wait_for(lambda: "uvncrowd1" not in store.vouched(), "the login asks again")
+        host.logged_in("uvncrowd1")
+        assert host.whole(3099)
+        before.kill()
+        after.kill()
 
 
 # -- following the node ----------------------------------------------------------------------------------------------
