@@ -214,8 +214,6 @@ def _slurm_conf(config: dict[str, str], site: dict[str, Any]) -> Iterator[str]:
         yield f"ProctrackType is {config.get('ProctrackType')}, so slurmstepd is in no job's cgroup; set ProctrackType=proctrack/cgroup"
     if "block_null_hash" not in config.get("CommunicationParameters", "").lower():
         yield "CommunicationParameters lacks block_null_hash, so a credential that a user's program receives could be used again; add it"
-    if config.get("InactiveLimit", "0") != "0":
-        yield f"InactiveLimit is {config['InactiveLimit']} s, and an allocation that waits for its user may not outlast it; set InactiveLimit=0"
     first, _dash, last = config.get("SrunPortRange", "0-0").partition("-")
     if not any(opening["protocol"] == "tcp" and _covers(opening["ports"], int(first), int(last)) for opening in site["ingress"]):
         yield (

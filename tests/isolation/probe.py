@@ -388,7 +388,7 @@ def do_getaddrinfo(request, reply):
 
 
 def do_run(request, reply):
-    """Run a command to its end: rc (None: it took longer than ``timeout`` seconds), stdout, stderr."""
+    """Run a command to its end: rc (None: it took longer than ``limit`` seconds), stdout, stderr."""
 
     def work():
         try:
@@ -396,7 +396,7 @@ def do_run(request, reply):
                 request["argv"],
                 check=False,
                 input=request.get("stdin", ""),
-                timeout=request.get("timeout", 60),
+                timeout=request["limit"],
                 capture_output=True,
                 text=True,
                 errors="replace",

@@ -155,7 +155,7 @@ class Session:
 
     def run(self, *argv: str, stdin: str = "", timeout: float = 60) -> dict:
         """Run a command inside the session: rc, stdout, stderr."""
-        return self.call("run", argv=list(argv), stdin=stdin, timeout=timeout + 10)
+        return self.call("run", argv=list(argv), stdin=stdin, limit=timeout, timeout=timeout + 10)
 
     def check(self, *argv: str, stdin: str = "", timeout: float = 60) -> str:
         """Run a command that must succeed; its stdout."""

@@ -336,8 +336,10 @@ def test_the_network_of_a_user_who_has_left_goes(host):
         assert host.whole(ALICE) and store.vouched() == {"alice": ALICE}
         process.kill()
     wait_for(lambda: host.absent(ALICE), "alice's network is gone")
-    host.logged_in("alice")
-    assert host.whole(ALICE)
+    with host.run_as(ALICE, "sleep", "1000") as process:
+        host.logged_in("alice")
+        assert host.whole(ALICE)
+        process.kill()
 
 
 def test_who_logs_in_while_the_network_is_about_to_go_keeps_it(host):

@@ -128,6 +128,10 @@ class Slurm:
 
         return self.wait(settled, "nodes have completed their jobs")
 
+    def back(self) -> None:
+        """Wait until both nodes are at work again."""
+        self.wait(lambda: set(self.states().values()) == {"idle"}, "both nodes are idle")
+
     def clear(self) -> None:
         """End all jobs."""
         self.root("login1", "; ".join(f"scancel --user={user}" for user in UIDS))

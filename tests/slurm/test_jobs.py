@@ -13,6 +13,7 @@ from cluster import ABOUT, NODES, python
 
 ABOUT_COMMAND = shlex.join(python(ABOUT))
 STEPS = 64
+LIMITS = {"InactiveLimit": 30, "MessageTimeout": 30}  # s: slurmctld ends an allocation that has not answered for 71, 4/3 of the first and the second
 
 
 def lines(output: str) -> list[tuple[str, str, str]]:
@@ -54,6 +55,20 @@ def test_srun_and_salloc_wait_behind_another_users_job(slurm, alice, bob):
         assert waited["rc"] == 0, waited["stderr"]
         ((_node, device, _cgroup),) = lines(waited["stdout"])
         assert device == alice.vrf
+
+
+def test_an_allocation_that_waits_for_its_user_outlasts_the_inactive_limit(slurm, alice):
+    """slurmctld asks salloc whether it is still there."""
+    settings = "".join(f"{key}={value}\\n" for key, value in LIMITS.items())
+    slurm.root("login1", f"cd /etc/slurm; cp slurm.conf /root/; sed -i '/^MessageTimeout=/d' slurm.conf; printf '{settings}' >>slurm.conf")
+    slurm.root("login1", "systemctl restart slurmctld; scontrol show config | grep -q '^InactiveLimit *= 30 sec'")
+    try:
+        slurm.back()
+        ran = lines(alice.check("salloc", "sh", "-c", f"sleep 100; srun {ABOUT_COMMAND}"))
+    finally:
+        slurm.root("login1", "mv /root/slurm.conf /etc/slurm/; systemctl restart slurmctld")
+        slurm.back()
+    assert [device for _node, device, _cgroup in ran] == [alice.vrf]
 
 
 def test_a_terminal(alice):

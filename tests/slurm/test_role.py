@@ -71,7 +71,7 @@ def test_a_second_run_changes_nothing():
 
 def ran_in(slurm, user) -> set[str]:
     """The devices of the sockets of a job on both nodes, once these are at work again."""
-    slurm.wait(lambda: set(slurm.states().values()) == {"idle"}, "both nodes are idle")
+    slurm.back()
     return {line.split()[1] for line in user.check("srun", "--nodes=2", *python(ABOUT)).splitlines()}
 
 

@@ -216,7 +216,6 @@ SLURM = {
     "included": True,
     "config": {
         "CommunicationParameters": "block_null_hash",
-        "InactiveLimit": "0",
         "ProctrackType": "proctrack/cgroup",
         "PrologFlags": "Alloc,Contain,DeferBatch",
         "SlurmctldPort": "6817",
@@ -271,7 +270,6 @@ def test_what_is_wrong_with_slurm_is_named(spank, change, sentence):
         ("PrologFlags", "(null)", "PrologFlags lacks Alloc,Contain,DeferBatch"),
         ("ProctrackType", "proctrack/linuxproc", "set ProctrackType=proctrack/cgroup"),
         ("CommunicationParameters", "(null)", "lacks block_null_hash"),
-        ("InactiveLimit", "30", "set InactiveLimit=0"),
         ("SrunPortRange", "0-0", "no entry of uvn_ingress opens that range"),
         ("SrunPortRange", "60000-61999", "no entry of uvn_ingress opens that range"),
         ("SlurmctldPort", "6815-6817", "SlurmctldPort is 6815-6817, which uvn_control_ports does not hold"),

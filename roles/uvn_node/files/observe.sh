@@ -100,7 +100,7 @@ slurm() {
     echo '  config:'
     if [ "$mode" = live ] && systemctl --quiet is-active slurmd.service; then # else scontrol waits for a controller in vain
         timeout 30 scontrol show config 2>/dev/null | awk -v quote="'" '
-            $1 ~ /^(CommunicationParameters|InactiveLimit|ProctrackType|PrologFlags|SlurmctldPort|SlurmdPort|SrunPortRange)$/ {
+            $1 ~ /^(CommunicationParameters|ProctrackType|PrologFlags|SlurmctldPort|SlurmdPort|SrunPortRange)$/ {
                 print "    " $1 ": " quote $3 quote
             }'
     fi
