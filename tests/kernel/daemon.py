@@ -63,6 +63,14 @@ def remove() -> None:
     pathlib.Path("/usr/sbin/uvn").unlink(missing_ok=True)
 
 
+class Process(subprocess.Popen):
+    """Killed at the end of its `with`, so that a test that fails there does not wait for it."""
+
+    def __exit__(self, *exception: Any) -> None:
+        self.kill()
+        super().__exit__(*exception)
+
+
 class Host(Node):
     """A node with uvnd. `uvnd` is its process, None when it does not run."""
 
@@ -109,7 +117,7 @@ class Host(Node):
     def run_as(self, uid: int, *command: str, **options: Any) -> subprocess.Popen:
         """A process of a user on this node."""
         enter = ["nsenter", f"--net=/run/netns/{self.name}", "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
-        return subprocess.Popen([*enter, *command], text=True, **options)
+        return Process([*enter, *command], text=True, **options)
 
     def bound_to(self, uid: int) -> str:
         """The device that a new socket of a user is bound to, or the name of the error."""

@@ -328,9 +328,9 @@ def test_open_connections_survive_a_change_elsewhere(host):
 
 def test_the_network_of_a_user_who_has_left_goes(host):
     configure({**host.configuration, "idle": 2})
-    host.logged_in("alice")
-    host.logged_in("bob")
     with host.run_as(ALICE, "sleep", "1000") as process:
+        host.logged_in("alice")
+        host.logged_in("bob")
         wait_for(lambda: host.absent(BOB), "bob, who never had a process, is gone")
         time.sleep(8)
         assert host.whole(ALICE) and store.vouched() == {"alice": ALICE}
