@@ -204,7 +204,6 @@ def test_a_datagram_of_a_listed_host_within_a_subnet_arrives(node, listed, unlis
         for host in (unlisted, listed):
             host.call(exchange, "192.168.80.91", PORT + 50)
         assert server.stdout.readline() == f"b'vrf{ALICE} {LISTED4}'\n"
-        server.kill()
 
 
 def test_a_users_datagrams_go_past_the_network_only_to_listed_hosts_outside(node, outside, listed):

@@ -174,11 +174,10 @@ def test_a_rule_deleted_by_hand_comes_back(host, rule):
 
 def test_a_missing_entry_of_the_map_is_put_back(host):
     configure({**host.configuration, "idle": 1})
-    host.logged_in("alice")
-    with host.run_as(ALICE, "sleep", "100") as process:
+    with host.run_as(ALICE, "sleep", "100"):
+        host.logged_in("alice")
         Membership().delete(ALICE)
         wait_for(lambda: host.whole(ALICE), "the entry is back")
-        process.terminate()
 
 
 def test_a_vrf_of_somebody_else_is_refused_and_named(host):
@@ -206,12 +205,11 @@ def test_a_program_that_undoes_our_work_again_and_again_does_not_keep_the_node_b
 def test_a_network_that_was_removed_stays_removed_although_its_user_is_here(host):
     host.logged_in("alice")
     host.logged_in("bob")
-    with host.run_as(ALICE, "sleep", "100") as process:
+    with host.run_as(ALICE, "sleep", "100"):
         client.request({"op": "remove", "user": "alice"})
         for gateway in ("10.10.0.3", "10.10.0.1"):
             follows(host, f"ip route replace default via {gateway}", BOB)
             assert host.absent(ALICE) and host.bound_to(ALICE) == "PermissionError"
-        process.kill()
 
 
 # -- ifindex and UID reuse -------------------------------------------------------------------------------------------
@@ -233,14 +231,12 @@ def test_membership_never_points_to_a_device_that_got_the_index_of_a_deleted_vrf
 
 def test_a_name_that_belongs_to_another_uid_now_asks_again(host, crowd):
     configure({**host.configuration, "idle": 1})  # a sweep each second
-    with host.run_as(3001, "sleep", "100") as before, host.run_as(3099, "sleep", "100") as after:
+    with host.run_as(3001, "sleep", "100"), host.run_as(3099, "sleep", "100"):
         host.logged_in("uvncrowd1")
         subprocess.run(["sed", "-i", "s/^uvncrowd1:x:3001/uvncrowd1:x:3099/", "/etc/passwd"], check=True)
         wait_for(lambda: "uvncrowd1" not in store.vouched(), "the login asks again")
         host.logged_in("uvncrowd1")
         assert host.whole(3099)
-        before.kill()
-        after.kill()
 
 
 # -- following the node ----------------------------------------------------------------------------------------------
@@ -328,18 +324,16 @@ def test_open_connections_survive_a_change_elsewhere(host):
 
 def test_the_network_of_a_user_who_has_left_goes(host):
     configure({**host.configuration, "idle": 2})
-    with host.run_as(ALICE, "sleep", "1000") as process:
+    with host.run_as(ALICE, "sleep", "1000"):
         host.logged_in("alice")
         host.logged_in("bob")
         wait_for(lambda: host.absent(BOB), "bob, who never had a process, is gone")
         time.sleep(8)
         assert host.whole(ALICE) and store.vouched() == {"alice": ALICE}
-        process.kill()
     wait_for(lambda: host.absent(ALICE), "alice's network is gone")
-    with host.run_as(ALICE, "sleep", "1000") as process:
+    with host.run_as(ALICE, "sleep", "1000"):
         host.logged_in("alice")
         assert host.whole(ALICE)
-        process.kill()
 
 
 def test_who_logs_in_while_the_network_is_about_to_go_keeps_it(host):
@@ -348,10 +342,9 @@ def test_who_logs_in_while_the_network_is_about_to_go_keeps_it(host):
     wait_for(lambda: not store.vouched(), "logins ask again")
     assert host.whole(ALICE), "the network is still there"
     host.logged_in("alice")
-    with host.run_as(ALICE, "sleep", "1000") as process:
+    with host.run_as(ALICE, "sleep", "1000"):
         time.sleep(20)
         assert host.whole(ALICE)
-        process.kill()
 
 
 def test_a_persistent_network_stays_and_survives_a_restart_of_the_node(host):

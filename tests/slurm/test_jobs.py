@@ -61,8 +61,8 @@ def test_an_allocation_that_waits_for_its_user_outlasts_the_inactive_limit(slurm
     """slurmctld asks salloc whether it is still there."""
     settings = "".join(f"{key}={value}\\n" for key, value in LIMITS.items())
     slurm.root("login1", f"cd /etc/slurm; cp slurm.conf /root/; sed -i '/^MessageTimeout=/d' slurm.conf; printf '{settings}' >>slurm.conf")
-    slurm.root("login1", "systemctl restart slurmctld; scontrol show config | grep -q '^InactiveLimit *= 30 sec'")
     try:
+        slurm.root("login1", "systemctl restart slurmctld; scontrol show config | grep -q '^InactiveLimit *= 30 sec'")
         slurm.back()
         ran = lines(alice.check("salloc", "sh", "-c", f"sleep 100; srun {ABOUT_COMMAND}"))
     finally:

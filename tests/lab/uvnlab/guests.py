@@ -105,8 +105,8 @@ class Guest:
         return self.console.exists() and b"Kernel panic" in self.console.read_bytes()
 
     def cpus(self, accelerator: str) -> int:
-        """One without hardware virtualisation: QEMU 7.2 can keep a translation that another processor's write has made stale, and a
-        kernel that patches its own code (static keys) ends with "Oops: int3" then, seen on 6.12 with two."""
+        """One without hardware virtualisation: with two, a kernel 6.12 that patches its own code (static keys) was seen to end
+        with "Oops: int3" where memory held none: a translation of QEMU 7.2's that another processor's write had made stale, it seems."""
         if accelerator != "kvm":
             return 1
         neighbours = len(topology.CLUSTER) if self.node.lans else 1
