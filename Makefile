@@ -122,7 +122,7 @@ molecule: setup ## the role in the virtual cluster: check, converge, idempotence
 .PHONY: slurm
 slurm: setup ## jobs of two users on the virtual cluster's Slurm, and what they cost
 	@mkdir -p $(RESULTS) $(CACHE)/slurm
-	$(LAB) up $(addsuffix =$(SUITE),login1 c1 c2)
+	$(LAB) up ext $(addsuffix =$(SUITE),login1 c1 c2)
 	$(LAB) copy login1:/usr/include/slurm $(CACHE)/slurm
 	ansible-playbook --inventory localhost, --connection local playbooks/spank.yml -e ansible_python_interpreter=$(PYTHON) \
 		-e uvn_spank_headers=$(CACHE)/slurm -e uvn_node_spank=$(CACHE)/spank.so
@@ -131,7 +131,7 @@ slurm: setup ## jobs of two users on the virtual cluster's Slurm, and what they 
 	ansible-playbook $(INVENTORY) -i tests/slurm/site.yml playbooks/site.yml
 	python3 -m pytest tests/slurm -p no:cacheprovider --junitxml=$(RESULTS)/slurm.xml | tee $(RESULTS)/slurm.log
 	python3 tests/bench/jobs.py
-	$(LAB) down login1 c1 c2
+	$(LAB) down ext login1 c1 c2
 
 .PHONY: bench
 bench: setup ## what membership, logins and the data path cost, in a guest; the results go to .cache/bench

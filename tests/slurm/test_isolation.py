@@ -30,6 +30,12 @@ for port in (6817, 6818, 6819):
     except OSError as error:
         print(type(error).__name__)
 """
+# `systemctl mask` itself wants /etc/systemd/system/UNIT for its link.
+MASK = """
+mkdir -p /etc/systemd/system.control
+for unit in uvnd.socket uvnd.service; do ln -s /dev/null /etc/systemd/system.control/$unit; done
+systemctl daemon-reload; systemctl stop uvnd.socket uvnd.service; test "$(systemctl is-enabled uvnd.service)" = masked"""
+UNMASK = "rm /etc/systemd/system.control/uvnd.*; systemctl daemon-reload; systemctl start uvnd.socket uvnd.service"
 # As Slurm's documentation has it: last in the account stack, and no pam_systemd, which would move the session out of the job.
 ADOPT = """
 cp --archive /etc/pam.d/sshd /root/sshd.pam
@@ -57,7 +63,9 @@ def test_nobody_listens_on_slurms_ports(slurm, alice, node):
 
 
 def test_a_step_without_a_network_fails_and_says_why_and_others_go_on(slurm, alice, bob):
-    slurm.root("c2", "uvn remove alice; systemctl stop uvnd.socket uvnd.service")
+    goes_on = bob.submit("srun sh -c 'until test -e /tmp/go-$SLURM_JOB_ID; do sleep 1; done; echo went on'", "--nodelist=c2")
+    slurm.wait(lambda: "StepId" in slurm.root("login1", f"scontrol show step {goes_on}.0 2>/dev/null || true"), "bob's step runs")
+    slurm.root("c2", f"uvn remove alice; {MASK}")
     try:
         done = alice.run("srun", "--nodelist=c2", *python(ABOUT))  # which does not reach slurmd without a network there
         assert (done["rc"] != 0, done["stdout"]) == (True, "")
@@ -68,9 +76,11 @@ def test_a_step_without_a_network_fails_and_says_why_and_others_go_on(slurm, ali
         assert "it ran" not in said
         assert bob.vrf in bob.check("srun", "--nodelist=c1", *python(ABOUT))
         assert "UVN: no private network" in slurm.root("c2", "cat /var/log/slurm/slurmd.log")
-        assert slurm.states() == {"c1": "idle", "c2": "idle"}
+        assert slurm.states() == {"c1": "idle", "c2": "mixed"}
+        slurm.root("c2", f"touch /tmp/go-{goes_on}")
+        assert (bob.finished(goes_on)["JobState"], slurm.root("c2", f"cat /tmp/{goes_on}.out")) == ("COMPLETED", "went on\n")
     finally:
-        slurm.root("c2", "systemctl start uvnd.socket uvnd.service")
+        slurm.root("c2", UNMASK)
     assert alice.vrf in alice.check("srun", "--nodelist=c2", *python(ABOUT))
 
 
