@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT / "tests" / part) for part in ("slurm", "isolation")]
 
 from cluster import NODES, Slurm, User, python_mpi
 
-STEPS = 20  # in a row, in one job
+STEPS = 50  # with the plug-in, and as many without
 USER, REFERENCE = "alice", "exempted"
 LINE = "/etc/slurm/plugstack.conf.d/uvn.conf"
 TIMED = "import subprocess, sys, time; start = time.perf_counter(); subprocess.run(sys.argv[1:], check=True); print(time.perf_counter() - start)"
@@ -49,7 +49,7 @@ if world.rank == 0:
 """
 RATIOS = {  # what is divided by what
     "job of two nodes": (f"job, {USER}", f"job, {REFERENCE}"),
-    f"{STEPS} steps, plug-in": ("steps, plug-in", "steps, no plug-in"),
+    "step of two nodes": ("step, plug-in", "step, no plug-in"),
     "MPI ping-pong": (f"ping-pong, {USER}", f"ping-pong, {REFERENCE}"),
     "MPI all-to-all": (f"all-to-all, {USER}", f"all-to-all, {REFERENCE}"),
 }
@@ -60,18 +60,26 @@ def job(user: User) -> dict[str, float]:
     return {f"job, {user.name}": float(user.check("python3", "-IS", "-c", TIMED, "srun", "--nodes=2", "true").split()[-1])}
 
 
-def steps(slurm: Slurm, user: User, plugin: bool) -> dict[str, float]:
-    """Seconds of steps in a row; slurmstepd reads the plug-in stack for each."""
-    loop = f"for step in $(seq {STEPS}); do srun --nodes=2 true; done"
-    command = shlex.join(["python3", "-IS", "-c", TIMED, "sh", "-c", loop])
+def step(slurm: Slurm, user: User, number: int, plugin: bool) -> dict[str, float]:
+    """Seconds of one step of a job that runs; slurmstepd reads the plug-in stack for each step."""
     move = f"mv {LINE} /root/uvn-line" if not plugin else "true"
     for node in NODES:
         slurm.root(node, move)
     try:
-        return {f"steps, {'' if plugin else 'no '}plug-in": float(user.output(user.submit(command, "--nodes=2")).split()[-1])}
+        said = user.check("python3", "-IS", "-c", TIMED, "srun", f"--jobid={number}", "--nodes=2", "--overlap", "true")
     finally:
         for node in NODES:
             slurm.root(node, f"test -e {LINE} || mv /root/uvn-line {LINE}")
+    return {f"step, {'' if plugin else 'no '}plug-in": float(said.split()[-1])}
+
+
+def steps(slurm: Slurm, user: User) -> dict[str, dict[str, Any]]:
+    """Steps with and without the plug-in's line, in turn."""
+    number = user.submit("sleep 1d", "--nodes=2")
+    slurm.wait(lambda: slurm.job(number)["JobState"] == "RUNNING", "the job runs")
+    series = interleaved(STEPS, [lambda plugin=plugin: step(slurm, user, number, plugin) for plugin in (True, False)])
+    slurm.clear()
+    return series
 
 
 def mpi(user: User) -> dict[str, float]:
@@ -92,10 +100,9 @@ def main(rounds: int) -> None:
         user, reference = slurm.user(USER), slurm.user(REFERENCE)
         measurements: list[Callable[[], dict[str, float]]] = [
             *(lambda who=who: job(who) for who in (user, reference)),
-            *(lambda plugin=plugin: steps(slurm, user, plugin) for plugin in (True, False)),
             *(lambda who=who: mpi(who) for who in (user, reference)),
         ]
-        series = interleaved(rounds, measurements)
+        series = {**interleaved(rounds, measurements), **steps(slurm, user)}
         version = slurm.root("login1", "sinfo --version").strip().title()
     show(series)
     write("jobs", {"slurm": version, "series": series, "ratios": RATIOS})

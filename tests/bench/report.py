@@ -130,13 +130,12 @@ def datapath_tables(results: dict[str, Any]) -> str:
 
 def jobs_tables(results: dict[str, Any]) -> str:
     series = results["series"]
-    times = [[name, spread(values)] for name, values in series.items()]
+    times = [[name, str(len(values["samples"])), spread(values)] for name, values in series.items()]
     ratios = [[what, spread(ratio(series[above], series[below]))] for what, (above, below) in results["ratios"].items()]
-    rounds = len(next(iter(series.values()))["samples"])
     return "\n".join(
         (
-            f"{results['slurm']}, three emulated nodes; {rounds} rounds. Seconds for jobs and steps, microseconds for MPI, median (quartiles):\n",
-            table(["", ""], times),
+            f"{results['slurm']}, three emulated nodes. Seconds for jobs and steps, microseconds for MPI:\n",
+            table(["", "times", "median (quartiles)"], times),
             "Ratios, median (quartiles) of the ratios of each round:\n",
             table(["", ""], ratios),
         )
