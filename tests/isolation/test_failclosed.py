@@ -144,3 +144,17 @@ def test_user_who_never_logged_in_has_no_sockets(cluster):
     assert done["rc"] == 1 and "PermissionError: [Errno 1]" in done["stderr"], done
     code = "import socket; socket.socket(socket.AF_UNIX)"
     root.check("setpriv", "--reuid=2003", "--regid=2003", "--clear-groups", "python3", "-I", "-c", code)
+
+
+def test_the_sites_sysctls_for_all_devices_do_not_reach_a_users_devices(cluster, carol):
+    """udev runs systemd-sysctl for each new device: `tag` is a sysctl that nothing reads."""
+    root = cluster.session("root", NODE)
+    root.check("sh", "-c", "uvn remove carol; echo 'net.ipv4.conf.*.tag = 7' >/etc/sysctl.d/99-test.conf")
+    try:
+        root.check("ip", "link", "add", "test0", "type", "dummy")
+        assert login("carol", NODE).returncode == 0
+        root.check("udevadm", "settle")
+        tags = {device: root.check("cat", f"/proc/sys/net/ipv4/conf/{device}/tag").strip() for device in ("test0", "vrf2003", "em1u2003")}
+    finally:
+        root.check("sh", "-c", "rm /etc/sysctl.d/99-test.conf; ip link delete test0")
+    assert tags == {"test0": "7", "vrf2003": "0", "em1u2003": "0"}

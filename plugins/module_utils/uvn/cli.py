@@ -18,8 +18,6 @@ from .abstract import COUNTERS
 from .client import request
 from .errors import UvnError
 from .identity import identify
-from .kernel import socket_index
-from .reconcile import Reconciler
 from .site import PATH, load
 
 
@@ -120,7 +118,10 @@ def _remove(arguments: argparse.Namespace) -> int:
     return _print_changes(arguments, request({"op": "remove", "check": arguments.check, **_target(arguments.user)}))
 
 
+# What follows imports pyroute2, as only these commands do: that takes several times as long as all the rest of a command that asks uvnd.
 def _node(arguments: argparse.Namespace) -> int:
+    from .reconcile import Reconciler
+
     with Reconciler.open(arguments.site) as reconciler:
         changes = reconciler.node(present=arguments.action != "remove", check=arguments.action == "show")
     for change in changes:
@@ -131,6 +132,8 @@ def _node(arguments: argparse.Namespace) -> int:
 
 
 def _identify(arguments: argparse.Namespace) -> int:
+    from .kernel import socket_index
+
     uid = accounts.uid_of_process(arguments.pid)
     if uid is None:
         raise UvnError(f"there is no process {arguments.pid}; give the PID of a running one")
