@@ -86,12 +86,6 @@ def test_a_refusal_is_asked_for_where_silence_could_be_a_broken_path():
     assert not judged(some("closed", group="other-nodes"), "timeout")
 
 
-def test_what_was_reached_is_never_asked_again():
-    closed = some("closed", group="other-nodes")
-    slow = {outcome: matrix.result(closed, {"result": outcome}, False).slow for outcome in ("timeout", "silent", "refused", "hangup")}
-    assert slow == {"timeout": True, "silent": False, "refused": False, "hangup": False}
-
-
 def test_own_port_must_answer_with_the_own_name_from_the_right_source():
     case = some("own", group="own-nodes")
     assert judged(case, "answer", f"{case.answer}77 from {case.source}\n")
