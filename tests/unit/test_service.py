@@ -117,6 +117,17 @@ def test_bad_targets_are_refused(message, sentence):
         service.targets(message)
 
 
+@pytest.mark.parametrize("message", [{"op": "show", "uids": [7, 8]}, {"op": "ensure", "uids": [7, 8], "job": 1}])
+def test_what_is_for_one_user_is_refused_for_two(message):
+    assert service.Service(Unconfigured()).handle(message) == {"ok": False, "error": "the request names 2 users; give one"}
+
+
+@pytest.mark.parametrize("job", ["1", None, True, 1.0])
+def test_a_job_is_a_number(job):
+    reply = service.Service(Unconfigured()).handle({"op": "ensure", "uid": 7, "job": job})
+    assert reply == {"ok": False, "error": f"job is {job!r}; give the PID of a slurmstepd"}
+
+
 def test_targets_are_counted_once():
     assert service.targets({"user": "root", "uids": [0, 7], "uid": 7}) == [0, 7]
 
@@ -131,10 +142,14 @@ class Unconfigured:
         return site.load("/nonexistent/site.json")
 
 
-@given(st.dictionaries(st.sampled_from(["op", "user", "uid", "users", "uids", "check", "persistent"]), VALUES))
-def test_any_message_gets_a_reply(message):
-    reply = service.Service(Unconfigured()).handle(message)
-    assert reply["ok"] is False and reply["error"]
+KEYS = ["user", "uid", "users", "uids", "check", "persistent", "brief", "job"]
+UIDS = st.fixed_dictionaries({"uids": st.lists(st.integers(), max_size=3)})
+
+
+@given(st.sampled_from(["ensure", "remove", "show", "status"]) | VALUES, st.dictionaries(st.sampled_from(KEYS), VALUES) | UIDS)
+def test_any_message_gets_a_reply_that_is_no_fault_of_uvnd(operation, message):
+    reply = service.Service(Unconfigured()).handle({"op": operation, **message})
+    assert reply["ok"] is False and "uvnd failed" not in reply["error"]
 
 
 @given(st.binary(max_size=200))

@@ -51,9 +51,10 @@ class Service:
         `job` is the PID of a slurmstepd, which from then on connects in the network of the one user that the request names.
         """
         try:
+            job = _job(message)
             reply = self._each(message, True)
-            if message.get("job"):
-                self._register(message)
+            if job:
+                self._register(*job)
             return reply
         except UvnError as error:
             if not message.get("brief") or self._keeper.reconciler().site.enforce:
@@ -67,7 +68,7 @@ class Service:
 
     def show(self, message: dict[str, Any]) -> dict[str, Any]:
         """What exists of one user's network."""
-        (uid,) = targets(message)
+        uid = target(message)
         with self._keeper.reconciler() as reconciler:
             return {"network": self._network(reconciler, uid)}
 
@@ -89,17 +90,16 @@ class Service:
                 },
             }
 
-    def _register(self, message: dict[str, Any]) -> None:
-        (uid,) = targets(message)
+    def _register(self, pid: int, uid: int) -> None:
         with self._keeper.reconciler() as reconciler:
             if uid >= reconciler.site.min_uid and not accounts.is_exempt(reconciler.site, uid):
-                reconciler.gate.register(message["job"], identify(reconciler.site, uid).vrf)
+                reconciler.gate.register(pid, identify(reconciler.site, uid).vrf)
 
     def _each(self, message: dict[str, Any], present: bool) -> dict[str, Any]:
         """The reply tells the changes unless the request is `brief`, as a login's is."""
         brief, check = bool(message.get("brief", False)), bool(message.get("check", False))
+        uids = targets(message)
         with self._keeper.reconciler() as reconciler:
-            uids = targets(message)
             for uid in uids if present else ():  # refuse the whole request before anything is touched
                 if uid < reconciler.site.min_uid or not accounts.is_exempt(reconciler.site, uid):
                     identify(reconciler.site, uid)
@@ -163,6 +163,22 @@ def targets(message: dict[str, Any]) -> list[int]:
     if not users and not uids:
         raise UvnError("the request names nobody; give user, uid, users or uids")
     return list(dict.fromkeys([*(accounts.uid_of(user) for user in users), *uids]))
+
+
+def target(message: dict[str, Any]) -> int:
+    """The one UID that a request names. Raises UvnError when it names none, or more than one."""
+    uids = targets(message)
+    if len(uids) > 1:
+        raise UvnError(f"the request names {len(uids)} users; give one")
+    return uids[0]
+
+
+def _job(message: dict[str, Any]) -> tuple[int, int] | None:
+    """The PID of a slurmstepd and the UID of its user; None without `job`, or with 0."""
+    pid = message.get("job", 0)
+    if not isinstance(pid, int) or isinstance(pid, bool):
+        raise UvnError(f"job is {pid!r}; give the PID of a slurmstepd")
+    return (pid, target(message)) if pid else None
 
 
 def _values(message: dict[str, Any], key: str) -> list[Any]:
