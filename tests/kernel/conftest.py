@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+USERS = (2001, 2002, 2003)
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "plugins" / "module_utils"))
 
 
@@ -28,6 +29,44 @@ def lans():
     bridges("add")
     yield
     bridges("delete")
+
+
+@pytest.fixture(scope="module")
+def host(lans):
+    """A node with uvnd and a default route."""
+    from daemon import LOG, Host
+
+    LOG.unlink(missing_ok=True)
+    node = Host("uvn-d", 71)
+    node.sh("ip route add default via 10.10.0.1; ip -6 route add default via 2001:db8:10::1")
+    node.start()
+    yield node
+    node.delete()
+
+
+@pytest.fixture
+def nobody(host):
+    """A test begins without networks, with uvnd running and the site file as it was."""
+    from daemon import configure
+    from uvn import client
+
+    yield
+    configure(host.configuration)
+    if host.uvnd is None:
+        host.start()
+    uids = [network["uid"] for network in client.request({"op": "status"})["networks"]]
+    client.request({"op": "remove", "uids": [*uids, *USERS]})
+
+
+@pytest.fixture
+def crowd():
+    """Sixty more accounts, by name."""
+    accounts = {f"uvncrowd{number}": 3000 + number for number in range(1, 61)}
+    passwd = pathlib.Path("/etc/passwd")
+    before = passwd.read_text()
+    passwd.write_text(before + "".join(f"{name}:x:{uid}:{uid}::/nonexistent:/bin/sh\n" for name, uid in accounts.items()))
+    yield accounts
+    passwd.write_text(before)
 
 
 def pytest_collection_modifyitems(items):

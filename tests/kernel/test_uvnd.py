@@ -1,20 +1,17 @@
 # Copyright (c) 2026 The UVN authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""uvnd on a real kernel: logins, repairs, following the node, and users who leave."""
+"""uvnd on a real kernel: logins, repairs, long work and bad input."""
 
 from __future__ import annotations
 
 import random
-import shutil
 import signal
 import subprocess
 import time
 
 import pytest
 from daemon import (
-    LOG,
-    Host,
     apply_part,
     configure,
     cut_off_everywhere,
@@ -25,41 +22,8 @@ from daemon import (
 from uvn import client, store
 from uvn.membership import Membership
 
-ALICE, BOB, CAROL = 2001, 2002, 2003
-CROWD = {f"uvncrowd{number}": 3000 + number for number in range(1, 61)}
-
-
-@pytest.fixture(scope="module")
-def host(lans):
-    """A node with uvnd and a default route."""
-    LOG.unlink(missing_ok=True)
-    node = Host("uvn-d", 71)
-    node.sh("ip route add default via 10.10.0.1; ip -6 route add default via 2001:db8:10::1")
-    node.start()
-    yield node
-    node.delete()
-
-
-@pytest.fixture(autouse=True)
-def nobody(host):
-    """Every test begins without networks, with uvnd running and the site file as it was."""
-    yield
-    configure(host.configuration)
-    if host.uvnd is None:
-        host.start()
-    uids = [network["uid"] for network in client.request({"op": "status"})["networks"]]
-    client.request({"op": "remove", "uids": [*uids, ALICE, BOB, CAROL]})
-
-
-@pytest.fixture
-def crowd():
-    """Sixty more accounts."""
-    before = open("/etc/passwd").read()
-    with open("/etc/passwd", "a") as file:
-        file.writelines(f"{name}:x:{uid}:{uid}::/nonexistent:/bin/sh\n" for name, uid in CROWD.items())
-    yield CROWD
-    with open("/etc/passwd", "w") as file:
-        file.write(before)
+ALICE, BOB = 2001, 2002
+pytestmark = pytest.mark.usefixtures("nobody")
 
 
 # -- logins ----------------------------------------------------------------------------------------------------------
@@ -202,19 +166,6 @@ def test_a_program_that_undoes_our_work_again_and_again_does_not_keep_the_node_b
     wait_for(lambda: host.whole(ALICE), "mended in the end", seconds=60)
 
 
-def test_a_network_that_was_removed_stays_removed_although_its_user_is_here(host):
-    host.logged_in("alice")
-    host.logged_in("bob")
-    with host.run_as(ALICE, "sleep", "100"):
-        client.request({"op": "remove", "user": "alice"})
-        for gateway in ("10.10.0.3", "10.10.0.1"):
-            follows(host, f"ip route replace default via {gateway}", BOB)
-            assert host.absent(ALICE) and host.bound_to(ALICE) == "PermissionError"
-
-
-# -- ifindex and UID reuse -------------------------------------------------------------------------------------------
-
-
 def test_membership_never_points_to_a_device_that_got_the_index_of_a_deleted_vrf(host):
     host.logged_in("alice")
     index = host.index("vrf2001")
@@ -237,134 +188,6 @@ def test_a_name_that_belongs_to_another_uid_now_asks_again(host, crowd):
         wait_for(lambda: "uvncrowd1" not in store.vouched(), "the login asks again")
         host.logged_in("uvncrowd1")
         assert host.whole(3099)
-
-
-# -- following the node ----------------------------------------------------------------------------------------------
-
-
-def follows(host, script, *uids):
-    """Change the node; the seconds until all users' networks are as the plan then wants them."""
-    plans = [host.observe(uid) for uid in uids]
-    host.sh(script)
-    seconds = wait_for(lambda: all(host.observe(uid) != plan for uid, plan in zip(uids, plans)), f"after {script}: something changed")
-    seconds += wait_for(lambda: all(host.whole(uid) for uid in uids), f"after {script}: all as planned")
-    print(f"{script}: {seconds:.1f} s")
-    return seconds
-
-
-NODE_CHANGES = {
-    "a NIC goes down and comes up": ("ip link set ib0 down", "ip link set ib0 up; ip -6 addr add fd00:40::71/64 dev ib0 nodad"),
-    "an address changes": (
-        "ip addr add 192.168.40.171/21 dev ib0; ip addr del 192.168.40.71/21 dev ib0; ip addr replace 192.168.40.171/21 dev ib0",
-        "ip addr del 192.168.40.171/21 dev ib0; ip addr add 192.168.40.71/21 dev ib0",
-    ),
-    "an address goes": ("ip addr del 192.168.40.71/21 dev ib0", "ip addr add 192.168.40.71/21 dev ib0"),
-    "a NIC is renamed": (
-        "ip link set ib0 down; ip link set ib0 name ib9; ip link set ib9 up; ip -6 addr add fd00:40::71/64 dev ib9 nodad",
-        "ip link set ib9 down; ip link set ib9 name ib0; ip link set ib0 up; ip -6 addr add fd00:40::71/64 dev ib0 nodad",
-    ),
-    "a new default gateway": ("ip route replace default via 10.10.0.2", "ip route replace default via 10.10.0.1"),
-    "another MTU": ("ip link set ib0 mtu 1400", "ip link set ib0 mtu 1500"),
-}
-
-
-@pytest.mark.parametrize("scripts", NODE_CHANGES.values(), ids=NODE_CHANGES.keys())
-def test_all_networks_follow_the_node(host, scripts):
-    host.logged_in("alice")
-    host.logged_in("bob")
-    untouched = host.sh("ip -o link show vrf2001; ip -o link show em1u2001")
-    for script in scripts:
-        follows(host, script, ALICE, BOB)
-    assert host.sh("ip -o link show vrf2001; ip -o link show em1u2001") == untouched
-
-
-def test_a_nic_that_is_replaced_and_one_that_comes_after_the_login(host):
-    host.logged_in("alice")
-    host.sh("ip link del ib0")
-    wait_for(lambda: host.whole(ALICE) and not host.index("ib0u2001"), "ib0 and its VXLAN are gone")
-    subprocess.run(["ip", "link", "add", "v71p1", "type", "veth", "peer", "name", "ib0", "netns", host.name], check=True)
-    subprocess.run(["ip", "link", "set", "v71p1", "master", "lan40", "up"], check=True)
-    follows(host, "ip link set ib0 up; ip addr add 192.168.40.71/21 dev ib0; ip -6 addr add fd00:40::71/64 dev ib0 nodad", ALICE)
-    assert host.index("ib0u2001")
-
-
-ECHO = """
-import socket, sys
-listener = socket.create_server(("192.168.80.71", 8888)); print("ready", flush=True)
-connection = listener.accept()[0]
-while data := connection.recv(100): connection.sendall(data)
-"""
-TALK = """
-import socket, sys
-connection = socket.create_connection(("192.168.80.71", 8888)); print("ready", flush=True)
-for line in sys.stdin: connection.sendall(b"x"); connection.settimeout(20); print(connection.recv(1).decode(), flush=True)
-"""
-
-
-def test_open_connections_survive_a_change_elsewhere(host):
-    host.logged_in("alice")
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    echo = host.run_as(ALICE, "python3", "-IS", "-c", ECHO, **pipes)
-    assert echo.stdout.readline() == "ready\n"
-    talk = host.run_as(ALICE, "python3", "-IS", "-c", TALK, **pipes)
-    assert talk.stdout.readline() == "ready\n"
-    for script in NODE_CHANGES["a NIC goes down and comes up"] + NODE_CHANGES["a new default gateway"]:
-        follows(host, script, ALICE)
-        talk.stdin.write("\n")
-        talk.stdin.flush()
-        assert talk.stdout.readline() == "x\n"
-    talk.kill()
-    echo.kill()
-    talk.communicate()
-    echo.communicate()
-
-
-# -- leaving ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_network_of_a_user_who_has_left_goes(host):
-    configure({**host.configuration, "idle": 2})
-    with host.run_as(ALICE, "sleep", "1000"):
-        host.logged_in("alice")
-        host.logged_in("bob")
-        wait_for(lambda: host.absent(BOB), "bob, who never had a process, is gone")
-        time.sleep(8)
-        assert host.whole(ALICE) and store.vouched() == {"alice": ALICE}
-    wait_for(lambda: host.absent(ALICE), "alice's network is gone")
-    with host.run_as(ALICE, "sleep", "1000"):
-        host.logged_in("alice")
-        assert host.whole(ALICE)
-
-
-def test_who_logs_in_while_the_network_is_about_to_go_keeps_it(host):
-    configure({**host.configuration, "idle": 8})
-    host.logged_in("alice")
-    wait_for(lambda: not store.vouched(), "logins ask again")
-    assert host.whole(ALICE), "the network is still there"
-    host.logged_in("alice")
-    with host.run_as(ALICE, "sleep", "1000"):
-        time.sleep(20)
-        assert host.whole(ALICE)
-
-
-def test_a_persistent_network_stays_and_survives_a_restart_of_the_node(host):
-    configure({**host.configuration, "idle": 1})
-    client.request({"op": "ensure", "user": "carol", "persistent": True})
-    time.sleep(6)
-    assert host.whole(CAROL)
-    host.stop(signal.SIGKILL)
-    host.sh("ip link del group 0x550007d3")
-    Membership().delete(CAROL)
-    shutil.rmtree(store.READY)
-    host.start()
-    wait_for(lambda: host.whole(CAROL), "carol's network is made anew")
-
-
-def test_idle_0_keeps_networks(host):
-    configure({**host.configuration, "idle": 0})
-    host.logged_in("alice")
-    time.sleep(5)
-    assert host.whole(ALICE)
 
 
 # -- long work -------------------------------------------------------------------------------------------------------
