@@ -119,7 +119,8 @@ class Guest:
         command += ["-display", "none", "-daemonize", "-pidfile", str(self.pid_file), *accel.OPTIONS[accelerator]]
         command += ["-smp", str(self.cpus(accelerator)), "-m", str(node.memory), "-serial", f"file:{self.console}"]
         command += ["-kernel", str(source.kernel), "-initrd", str(source.initrd)]
-        command += ["-append", CMDLINE.format(name=node.name, machine=machine)]
+        masked = [f"systemd.mask={unit}" for manager, units in topology.MANAGERS.items() if manager != node.manager for unit in units]
+        command += ["-append", " ".join([CMDLINE.format(name=node.name, machine=machine), *masked])]
         command += ["-drive", f"file={escaped(self.disk)},format=qcow2,if=none,id=root,cache=unsafe,discard=unmap"]
         command += ["-device", "virtio-blk-pci,drive=root", "-device", "virtio-rng-pci"]
         forward = f"hostfwd=tcp:127.0.0.1:{state['ssh'][node.name]}-:22"

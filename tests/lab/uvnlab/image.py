@@ -136,7 +136,7 @@ def image_digest() -> str:
 
 
 def generated_files() -> dict[str, str]:
-    files = {f"etc/systemd/network/{name}": text for name, text in topology.network_files().items()}
+    files = {f"etc/{name}": text for name, text in topology.network_files().items()}
     files["etc/hosts"] = topology.hosts()
     files["etc/uvn-lab/dnsmasq.conf"] = topology.dnsmasq_conf()
     files[f"{SETUP}/users"] = "".join(f"{user} {uid}\n" for user, uid in topology.USERS.items())
@@ -281,7 +281,7 @@ def overlay(keys: Path) -> bytes:
             if path.is_file():
                 add(str(path.relative_to(SOURCE / "image" / "rootfs")), path.read_bytes(), 0o644)
         for name, text in generated_files().items():
-            add(name, text.encode(), 0o644)
+            add(name, text.encode(), 0o600 if name.endswith(".nmconnection") else 0o644)  # NetworkManager reads no other
         add(f"{SETUP}/setup.sh", (SOURCE / "image" / "setup.sh").read_bytes(), 0o644)
         for path in sorted(keys.iterdir()):
             if path.name != "host":

@@ -40,11 +40,18 @@ LANS = (EM1, IB0, WAN0)
 MGMT0 = Lan("mgmt0", 9, "10.0.2", 24, "")  # QEMU's user networking: ssh from the host, nothing else
 
 
+# What configures the NICs, and its units.
+MANAGERS = {
+    "networkd": ("systemd-networkd.service", "systemd-networkd.socket", "systemd-networkd-wait-online.service"),
+    "NetworkManager": ("NetworkManager.service", "NetworkManager-wait-online.service"),
+}
+
+
 @dataclass(frozen=True)
 class Node:
     """A guest; `host` is the last part of its addresses, `cpus` what it gets where the host has plenty and KVM, `memory` in MiB.
 
-    `suite` is Debian's, unless `up` is told another.
+    `suite` is Debian's, unless `up` is told another; `manager` is what configures its NICs, one of MANAGERS.
     """
 
     name: str
@@ -53,6 +60,7 @@ class Node:
     cpus: int
     memory: int
     suite: str = "bookworm"
+    manager: str = "networkd"
 
 
 NODES = {
@@ -60,7 +68,7 @@ NODES = {
     for node in (
         Node("login1", 91, LANS, 2, 1024),
         Node("c1", 92, LANS, 2, 1024),
-        Node("c2", 93, LANS, 2, 1024),
+        Node("c2", 93, LANS, 2, 1024, manager="NetworkManager"),
         Node("ext", 5, (EM1, WAN0), 1, 768),
         Node("kernel", 99, (), 2, 1024),
         Node("kernel13", 98, (), 2, 1024, "trixie"),
@@ -128,15 +136,32 @@ def network_file(node: Node, lan: Lan) -> str:
     return match + "\n" + "\n".join(lines) + "\n"
 
 
+def connection_file(node: Node, lan: Lan) -> str:
+    """The same for NetworkManager."""
+    ipv4, ipv6 = ["address1=10.0.2.15/24"], ["method=disabled"]
+    if lan is not MGMT0:
+        ipv4 = [f"address1={lan.address4(node.host)}/{lan.prefix4}"]
+        ipv6 = ["method=manual", f"address1={lan.address6(node.host)}/64"]
+    if lan is WAN0:
+        ipv4 += [f"gateway={lan.address4(GATEWAY)}", f"dns={lan.address4(GATEWAY)}", "dns-search=~."]
+        ipv6 += [f"gateway={lan.address6(GATEWAY)}"]
+    connection = ["[connection]", f"id={lan.name}", "type=ethernet", f"interface-name={lan.name}"]
+    match = ["[match]", f"kernel-command-line=lab.node={node.name}"]
+    return "\n".join([*connection, *match, "[ipv4]", "method=manual", *ipv4, "[ipv6]", *ipv6, ""])
+
+
 def network_files() -> dict[str, str]:
-    """Everything below /etc/systemd/network, by file name."""
-    files = {f"10-{lan.name}.link": link_file(lan) for lan in (*LANS, MGMT0)}
+    """The configuration of all nodes' NICs, by path below /etc."""
+    files = {f"systemd/network/10-{lan.name}.link": link_file(lan) for lan in (*LANS, MGMT0)}
     for node in NODES.values():
         for lan in (*node.lans, MGMT0):
-            files[f"10-{lan.name}-{node.name}.network"] = network_file(node, lan)
+            if node.manager == "networkd":
+                files[f"systemd/network/10-{lan.name}-{node.name}.network"] = network_file(node, lan)
+            else:
+                files[f"NetworkManager/system-connections/{lan.name}-{node.name}.nmconnection"] = connection_file(node, lan)
     only_ext = "[Match]\nKernelCommandLine=lab.node=ext\n"
-    files["20-offnet.netdev"] = f"{only_ext}\n[NetDev]\nName=offnet\nKind=dummy\n"
-    files["20-offnet.network"] = (
+    files["systemd/network/20-offnet.netdev"] = f"{only_ext}\n[NetDev]\nName=offnet\nKind=dummy\n"
+    files["systemd/network/20-offnet.network"] = (
         "[Match]\nName=offnet\nKernelCommandLine=lab.node=ext\n\n[Network]\nIPv6DuplicateAddressDetection=0\n"
         f"Address={OFFNET4}/32\nAddress={OFFNET6}/128\n"
     )
