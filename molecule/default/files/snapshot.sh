@@ -33,4 +33,5 @@ systemctl list-units --all --no-legend --no-pager --plain 'uvn*'
 echo '## PAM'
 sha256sum /etc/pam.d/*
 echo '## files'
-find /etc /usr /var/lib /run/uvn -xdev -not -type d -not -path '*/__pycache__/*' -not -path '/var/lib/systemd/*' 2>/dev/null | sort
+find /etc /usr /var/lib /run/uvn -xdev -not -type d -not -path '*/__pycache__/*' -not -path '/var/lib/systemd/*' \
+    -not -path '/var/lib/NetworkManager/*' 2>/dev/null | sort

@@ -147,7 +147,8 @@ def connection_file(node: Node, lan: Lan) -> str:
         ipv6 += [f"gateway={lan.address6(GATEWAY)}"]
     connection = ["[connection]", f"id={lan.name}", "type=ethernet", f"interface-name={lan.name}"]
     match = ["[match]", f"kernel-command-line=lab.node={node.name}"]
-    return "\n".join([*connection, *match, "[ipv4]", "method=manual", *ipv4, "[ipv6]", *ipv6, ""])
+    metric = f"route-metric={100 + lan.number}"  # else it depends on which NIC is up first
+    return "\n".join([*connection, *match, "[ipv4]", "method=manual", metric, *ipv4, "[ipv6]", metric, *ipv6, ""])
 
 
 def network_files() -> dict[str, str]:
