@@ -76,7 +76,7 @@ unit: setup ## pure code, no kernel needed
 	@mkdir -p $(RESULTS)
 	python3 -m pytest tests/unit -p no:cacheprovider --junitxml=$(RESULTS)/unit.xml | tee $(RESULTS)/unit.log
 
-# Each parser that reads from a socket, the seconds for each, and where chance begins: what fails in CI fails everywhere.
+# Each parser that reads from a socket, the seconds for each, and where chance begins, so that what CI met can be had again.
 FUZZED := request notifications answers log
 FUZZ_SECONDS := 10
 FUZZ_SEED := 1
