@@ -132,7 +132,7 @@ class Node:
 
     def index(self, device: str) -> int:
         """The interface index of a device, 0 when there is none."""
-        return int(self.sh(f"ip -o link show {device} 2>/dev/null | cut -d: -f1") or 0)
+        return self.call(_index, device)
 
     def widen(self, nic: str, mtu: int) -> None:
         """Another MTU for a NIC and for the bridge it is on."""
@@ -241,6 +241,13 @@ def _answer(questions: Any, name: str) -> None:
             questions.send(("ok", function(*arguments)))
         except BaseException as error:  # noqa: BLE001 - every failure of the agent is reported by the one who asks
             questions.send(("failed", f"{error}\n{traceback.format_exc()}"))
+
+
+def _index(device: str) -> int:
+    try:
+        return socket.if_nametoindex(device)
+    except OSError:
+        return 0
 
 
 def host_of() -> Host:

@@ -10,10 +10,13 @@ with the number of users.
 from __future__ import annotations
 
 import errno
+import importlib.util
 import ipaddress
 import os
 import socket
 import struct
+import sys
+import types
 from dataclasses import replace
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
@@ -47,6 +50,11 @@ from .underlay import Host, Nic
 
 try:
     os.environ["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin"  # pyroute2 up to 0.9.6 runs `uname` and `file` when imported
+    if "pyroute2" not in sys.modules:  # the package as a mere directory: its __init__ imports four times as much as is used here
+        spec = importlib.util.find_spec("pyroute2")
+        if spec:
+            package = sys.modules["pyroute2"] = types.ModuleType("pyroute2")
+            package.__path__ = spec.submodule_search_locations
     from pyroute2.netlink.rtnl.fibmsg import fibmsg
     from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 

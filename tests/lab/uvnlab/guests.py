@@ -21,12 +21,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import accel, image, topology
-from .common import LabError, last_line, locked, run_dir, say
+from .common import LabError, cache_dir, last_line, locked, run_dir, say
 from .topology import NODES, Node
 
 READY = re.compile(rb"lab: ready, boot ([0-9a-f-]{36})")
 CMDLINE = (
-    "root=/dev/vda rw console=ttyS0 quiet loglevel=4 panic=0 mitigations=off no_timer_check nowatchdog net.ifnames=1 "
+    "root=/dev/vda rw console=ttyS0 quiet loglevel=4 panic=0 mitigations=off no_timer_check nowatchdog norandmaps net.ifnames=1 "
     "systemd.show_status=error systemd.hostname={name} systemd.machine_id={machine} lab.node={name}"
 )
 
@@ -112,15 +112,88 @@ class Guest:
         neighbours = len(topology.CLUSTER) if self.node.lans else 1
         return max(1, min(self.node.cpus, len(os.sched_getaffinity(0)) // neighbours))
 
-    def command(self, accelerator: str) -> list[str]:
+    @property
+    def booted(self) -> Path:
+        """What a boot led to, kept so that the next one need not: memory, devices, disk and console of this node on this image."""
+        inputs = f"{self.lab.images.path.name} {self.command_line()}"
+        return cache_dir() / "booted" / f"{self.suite}-{self.name}-{hashlib.sha256(inputs.encode()).hexdigest()[:12]}"
+
+    def command_line(self) -> str:
+        """The kernel's."""
+        machine = hashlib.sha256(f"uvn-lab {self.name}".encode()).hexdigest()[:32]
+        masked = [f"systemd.mask={unit}" for manager, units in topology.MANAGERS.items() if manager != self.node.manager for unit in units]
+        return " ".join([CMDLINE.format(name=self.name, machine=machine), *masked])
+
+    def monitor(self, *orders: dict) -> None:
+        """Give QEMU orders over QMP (docs/interop/qmp-spec.txt)."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(self.lab.dir / f"{self.name}.qmp"))
+            with sock.makefile("rw") as file:
+                file.readline()
+                for order in ({"execute": "qmp_capabilities"}, *orders):
+                    file.write(json.dumps(order) + "\n")
+                    file.flush()
+                    while "event" in (answer := json.loads(file.readline())):
+                        pass
+                    if "return" not in answer:
+                        raise LabError(f"node {self.name}: {order['execute']}: {answer['error']['desc']}")
+                    self.answer = answer["return"]
+
+    CAPABILITIES = {"execute": "migrate-set-capabilities", "arguments": {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}}
+
+    def keep(self) -> None:
+        """End the guest and keep what it is, to be restored from."""
+        partial = self.booted.with_name(self.booted.name + ".partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        self.monitor({"execute": "stop"}, self.CAPABILITIES, {"execute": "migrate", "arguments": {"uri": f"exec:cat >{partial}/devices"}})
+        while self.status() not in ("completed", "failed"):
+            time.sleep(0.1)
+        if self.status() == "failed":
+            raise LabError(f"node {self.name}: {self.answer}")
+        self.monitor({"execute": "quit"})
+        fd = self.process()
+        if fd is not None:
+            select.select([fd], [], [], 10)
+            os.close(fd)
+        (self.lab.dir / f"{self.name}.ram").rename(partial / "ram")
+        self.disk.rename(partial / "disk")
+        shutil.copy(self.console, partial / "console")
+        partial.rename(self.booted)
+
+    def status(self) -> str:
+        self.monitor({"execute": "query-migrate"})
+        return self.answer.get("status", "")
+
+    def restore(self, accelerator: str) -> None:
+        """Go on where `keep` ended it, on a disk and memory of its own."""
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(self.booted / "disk"), str(self.disk)]
+        checked(command, f"disk of node {self.name}")
+        shutil.copy(self.booted / "console", self.console)
+        checked(self.command(accelerator, restore=True), f"node {self.name}")
+        incoming = {"execute": "migrate-incoming", "arguments": {"uri": f"exec:cat {self.booted}/devices"}}
+        self.monitor(self.CAPABILITIES, incoming)
+        while self.status() not in ("completed", "failed"):
+            time.sleep(0.02)
+        if self.status() == "failed":
+            raise LabError(f"node {self.name} cannot be restored: {self.answer}")
+        self.monitor({"execute": "cont"})
+
+    def command(self, accelerator: str, restore: bool = False) -> list[str]:
         node, state, source = self.node, self.lab.state, self.lab.images.suite(self.suite)
-        machine = hashlib.sha256(f"uvn-lab {node.name}".encode()).hexdigest()[:32]
         command = ["qemu-system-x86_64", "-name", f"uvn-lab-{node.name}", "-nodefaults", "-no-user-config"]
         command += ["-display", "none", "-daemonize", "-pidfile", str(self.pid_file), *accel.OPTIONS[accelerator]]
-        command += ["-smp", str(self.cpus(accelerator)), "-m", str(node.memory), "-serial", f"file:{self.console}"]
+        command += ["-smp", str(self.cpus(accelerator)), "-m", str(node.memory)]
+        command += ["-chardev", f"file,id=console,path={escaped(self.console)},append=on", "-serial", "chardev:console"]
+        command += ["-qmp", f"unix:{escaped(self.lab.dir / (node.name + '.qmp'))},server=on,wait=off"]
+        if accelerator == "tcg":
+            # A file that the guest writes to while it boots, and a copy on write of it afterwards.
+            ram, share = (self.booted / "ram", "off") if restore else (self.lab.dir / f"{node.name}.ram", "on")
+            command += ["-object", f"memory-backend-file,id=ram,size={node.memory}M,mem-path={escaped(ram)},share={share}"]
+            command += ["-machine", "pc,memory-backend=ram"]
+        if restore:
+            command += ["-incoming", "defer"]
         command += ["-kernel", str(source.kernel), "-initrd", str(source.initrd)]
-        masked = [f"systemd.mask={unit}" for manager, units in topology.MANAGERS.items() if manager != node.manager for unit in units]
-        command += ["-append", " ".join([CMDLINE.format(name=node.name, machine=machine), *masked])]
+        command += ["-append", self.command_line()]
         command += ["-drive", f"file={escaped(self.disk)},format=qcow2,if=none,id=root,cache=unsafe,discard=unmap"]
         command += ["-device", "virtio-blk-pci,drive=root", "-device", "virtio-rng-pci"]
         forward = f"hostfwd=tcp:127.0.0.1:{state['ssh'][node.name]}-:22"
@@ -133,12 +206,15 @@ class Guest:
 
     def start(self, accelerator: str) -> None:
         """Start QEMU on the node's disk, a new one unless the guest only was powered off."""
+        if accelerator == "tcg" and not self.disk.exists() and self.booted.exists():
+            return self.restore(accelerator)
         if not self.disk.exists():
             backing = str(self.lab.images.suite(self.suite).disk)
             command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", backing, str(self.disk)]
             checked(command, f"disk of node {self.name}")
         if self.console.exists():
             self.console.rename(self.console.with_suffix(".log.old"))
+        (self.lab.dir / f"{self.name}.ram").unlink(missing_ok=True)
         checked(self.command(accelerator), f"node {self.name}")
 
     def stop(self) -> None:
@@ -219,9 +295,19 @@ class Lab:
             start = time.monotonic()
             if missing:
                 say(f"booting {' '.join(guest.name for guest in missing)} ({self.state['accelerator'].upper()})")
+            fresh = [guest for guest in missing if not guest.disk.exists() and not guest.booted.exists()]
             for guest in missing:
                 guest.start(self.state["accelerator"])
             self.wait({guest: 0 for guest in guests}, start)
+            if self.state["accelerator"] == "tcg" and fresh:
+                say(f"keeping {' '.join(guest.name for guest in fresh)} as booted")
+                for guest in fresh:
+                    self.hang_up(guest)
+                time.sleep(1)  # for the session to end
+                for guest in fresh:
+                    guest.keep()
+                    guest.restore(self.state["accelerator"])
+                self.wait({guest: 0 for guest in fresh}, start)
 
     def stale(self) -> bool:
         return self.state.get("images") != str(image.current().path)
@@ -303,7 +389,7 @@ class Lab:
 
     def log_in(self, guest: Guest) -> subprocess.Popen:
         """Start a login that does nothing, which leaves root's connection open; ssh's messages go to ssh.log."""
-        command = ["ssh", "-F", str(self.ssh_config), "-o", "BatchMode=yes", guest.name, "true"]
+        command = ["ssh", "-F", str(self.ssh_config), "-o", "BatchMode=yes", guest.name, f"date --set=@{time.time():.3f}"]
         with open(self.dir / "ssh.log", "ab") as output:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
