@@ -14,7 +14,7 @@ import time
 
 from . import image, topology
 from .common import LabError, say
-from .guests import Lab
+from .guests import Lab, elsewhere
 
 
 def build(arguments: argparse.Namespace) -> None:
@@ -50,6 +50,8 @@ def status(arguments: argparse.Namespace) -> int:
         print(f"{guest.name:9}{state:9}{guest.suite:9}{guest.pid():8}  {address}  {guest.console}")
     if states:
         print(f"\nimages {lab.state['images']}, {lab.state['accelerator'].upper()}")
+    for directory, nodes in sorted(elsewhere(lab.dir).items()):
+        print(f"\nanother lab runs {' '.join(sorted(nodes))}: UVN_LAB_DIR={directory}")
     return 0 if states == {"up"} else 3
 
 
@@ -167,8 +169,8 @@ def parser() -> argparse.ArgumentParser:
     command = add(console, "console", "show a node's console log")
     command.add_argument("node")
     command.add_argument("-f", "--follow", action="store_true", help="go on showing what is appended")
-    command = add(reboot, "reboot", "reboot a node and wait until it answers again")
-    command.add_argument("node")
+    command = add(reboot, "reboot", "reboot nodes, all at once, and wait until they answer again")
+    command.add_argument("node", nargs="+")
     command = add(down, "down", "end nodes (default: all) and discard their disks")
     command.add_argument("node", nargs="*")
     for function, name, text in (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import sys
@@ -35,14 +36,16 @@ class LabError(Exception):
 
 
 def cache_dir() -> Path:
-    """Images and, unless UVN_LAB_DIR says otherwise, the running lab."""
+    """Images and, unless UVN_LAB_DIR says otherwise, the running labs."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uvn-lab"
     return Path(os.environ.get("UVN_LAB_CACHE") or default).absolute()
 
 
 def run_dir() -> Path:
-    """State of one lab: two labs at a time need two of these."""
-    return Path(os.environ.get("UVN_LAB_DIR") or cache_dir() / "run").absolute()
+    """State of one lab, that of this checkout."""
+    checkout = SOURCE.parent.parent
+    default = cache_dir() / "labs" / f"{checkout.name[:16]}-{hashlib.sha256(os.fsencode(checkout)).hexdigest()[:8]}"
+    return Path(os.environ.get("UVN_LAB_DIR") or default).absolute()
 
 
 def say(message: str) -> None:

@@ -20,8 +20,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import accel, image, topology
-from .common import LabError, cache_dir, last_line, locked, run_dir, say
+from . import accel, image, qmp, snapshots, topology
+from .common import LabError, last_line, locked, run_dir, say
+from .snapshots import Snapshot
 from .topology import NODES, Node
 
 READY = re.compile(rb"lab: ready, boot ([0-9a-f-]{36})")
@@ -29,6 +30,11 @@ CMDLINE = (
     "root=/dev/vda rw console=ttyS0 quiet loglevel=4 panic=0 mitigations=off no_timer_check nowatchdog norandmaps net.ifnames=1 "
     "systemd.show_status=error systemd.hostname={name} systemd.machine_id={machine} lab.node={name}"
 )
+# The first login: a guest that was kept has the time of that.
+SET_CLOCK = "date --set=@{now:.3f}"
+# The login before a guest is kept: when its session has ended, the console says so.
+SETTLE = "systemd-run --quiet sh -c 'while [ \"$(ls /run/systemd/sessions)\" ]; do sleep 0.2; done; echo lab: settled >/dev/console'"
+SETTLED = b"lab: settled"
 
 
 def timeout() -> float:
@@ -112,88 +118,35 @@ class Guest:
         neighbours = len(topology.CLUSTER) if self.node.lans else 1
         return max(1, min(self.node.cpus, len(os.sched_getaffinity(0)) // neighbours))
 
-    @property
-    def booted(self) -> Path:
-        """What a boot led to, kept so that the next one need not: memory, devices, disk and console of this node on this image."""
-        inputs = f"{self.lab.images.path.name} {self.command_line()}"
-        return cache_dir() / "booted" / f"{self.suite}-{self.name}-{hashlib.sha256(inputs.encode()).hexdigest()[:12]}"
-
     def command_line(self) -> str:
         """The kernel's."""
         machine = hashlib.sha256(f"uvn-lab {self.name}".encode()).hexdigest()[:32]
         masked = [f"systemd.mask={unit}" for manager, units in topology.MANAGERS.items() if manager != self.node.manager for unit in units]
         return " ".join([CMDLINE.format(name=self.name, machine=machine), *masked])
 
-    def monitor(self, *orders: dict) -> None:
-        """Give QEMU orders over QMP (docs/interop/qmp-spec.txt)."""
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(str(self.lab.dir / f"{self.name}.qmp"))
-            with sock.makefile("rw") as file:
-                file.readline()
-                for order in ({"execute": "qmp_capabilities"}, *orders):
-                    file.write(json.dumps(order) + "\n")
-                    file.flush()
-                    while "event" in (answer := json.loads(file.readline())):
-                        pass
-                    if "return" not in answer:
-                        raise LabError(f"node {self.name}: {order['execute']}: {answer['error']['desc']}")
-                    self.answer = answer["return"]
+    @property
+    def monitor(self) -> Path:
+        """The socket at which QEMU takes orders (QMP)."""
+        return self.lab.dir / f"{self.name}.qmp"
 
-    CAPABILITIES = {"execute": "migrate-set-capabilities", "arguments": {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}}
+    @property
+    def memory(self) -> Path:
+        """The guest's memory as a file, while it boots to be kept."""
+        return self.lab.dir / f"{self.name}.ram"
 
-    def keep(self) -> None:
-        """End the guest and keep what it is, to be restored from."""
-        partial = self.booted.with_name(self.booted.name + ".partial")
-        partial.mkdir(parents=True, exist_ok=True)
-        self.monitor({"execute": "stop"}, self.CAPABILITIES, {"execute": "migrate", "arguments": {"uri": f"exec:cat >{partial}/devices"}})
-        while self.status() not in ("completed", "failed"):
-            time.sleep(0.1)
-        if self.status() == "failed":
-            raise LabError(f"node {self.name}: {self.answer}")
-        self.monitor({"execute": "quit"})
-        fd = self.process()
-        if fd is not None:
-            select.select([fd], [], [], 10)
-            os.close(fd)
-        (self.lab.dir / f"{self.name}.ram").rename(partial / "ram")
-        self.disk.rename(partial / "disk")
-        shutil.copy(self.console, partial / "console")
-        partial.rename(self.booted)
+    @property
+    def snapshot(self) -> Snapshot:
+        """What a boot of this node leads to, kept or not."""
+        return Snapshot(self.lab.images.path / "booted", f"{self.suite}-{self.name}", self.command_line())
 
-    def status(self) -> str:
-        self.monitor({"execute": "query-migrate"})
-        return self.answer.get("status", "")
-
-    def restore(self, accelerator: str) -> None:
-        """Go on where `keep` ended it, on a disk and memory of its own."""
-        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(self.booted / "disk"), str(self.disk)]
-        checked(command, f"disk of node {self.name}")
-        shutil.copy(self.booted / "console", self.console)
-        checked(self.command(accelerator, restore=True), f"node {self.name}")
-        incoming = {"execute": "migrate-incoming", "arguments": {"uri": f"exec:cat {self.booted}/devices"}}
-        self.monitor(self.CAPABILITIES, incoming)
-        while self.status() not in ("completed", "failed"):
-            time.sleep(0.02)
-        if self.status() == "failed":
-            raise LabError(f"node {self.name} cannot be restored: {self.answer}")
-        self.monitor({"execute": "cont"})
-
-    def command(self, accelerator: str, restore: bool = False) -> list[str]:
+    def command(self, accelerator: str, memory: list[str]) -> list[str]:
         node, state, source = self.node, self.lab.state, self.lab.images.suite(self.suite)
         command = ["qemu-system-x86_64", "-name", f"uvn-lab-{node.name}", "-nodefaults", "-no-user-config"]
         command += ["-display", "none", "-daemonize", "-pidfile", str(self.pid_file), *accel.OPTIONS[accelerator]]
-        command += ["-smp", str(self.cpus(accelerator)), "-m", str(node.memory)]
+        command += ["-smp", str(self.cpus(accelerator)), "-m", str(node.memory), *memory]
         command += ["-chardev", f"file,id=console,path={escaped(self.console)},append=on", "-serial", "chardev:console"]
-        command += ["-qmp", f"unix:{escaped(self.lab.dir / (node.name + '.qmp'))},server=on,wait=off"]
-        if accelerator == "tcg":
-            # A file that the guest writes to while it boots, and a copy on write of it afterwards.
-            ram, share = (self.booted / "ram", "off") if restore else (self.lab.dir / f"{node.name}.ram", "on")
-            command += ["-object", f"memory-backend-file,id=ram,size={node.memory}M,mem-path={escaped(ram)},share={share}"]
-            command += ["-machine", "pc,memory-backend=ram"]
-        if restore:
-            command += ["-incoming", "defer"]
-        command += ["-kernel", str(source.kernel), "-initrd", str(source.initrd)]
-        command += ["-append", self.command_line()]
+        command += ["-qmp", f"unix:{escaped(self.monitor)},server=on,wait=off"]
+        command += ["-kernel", str(source.kernel), "-initrd", str(source.initrd), "-append", self.command_line()]
         command += ["-drive", f"file={escaped(self.disk)},format=qcow2,if=none,id=root,cache=unsafe,discard=unmap"]
         command += ["-device", "virtio-blk-pci,drive=root", "-device", "virtio-rng-pci"]
         forward = f"hostfwd=tcp:127.0.0.1:{state['ssh'][node.name]}-:22"
@@ -204,18 +157,43 @@ class Guest:
             command += ["-device", f"virtio-net-pci,netdev={lan.name},mac={lan.mac(node.host)},romfile="]
         return command
 
-    def start(self, accelerator: str) -> None:
+    def memory_file(self, path: Path, share: bool) -> list[str]:
+        """Memory that is a file; `share`: the guest writes to it, else to a copy of its own."""
+        backend = f"memory-backend-file,id=ram,size={self.node.memory}M,mem-path={escaped(path)},share={'on' if share else 'off'}"
+        return ["-object", backend, "-machine", "pc,memory-backend=ram"]
+
+    def start(self, accelerator: str, to_be_kept: bool = False) -> None:
         """Start QEMU on the node's disk, a new one unless the guest only was powered off."""
-        if accelerator == "tcg" and not self.disk.exists() and self.booted.exists():
-            return self.restore(accelerator)
         if not self.disk.exists():
-            backing = str(self.lab.images.suite(self.suite).disk)
-            command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", backing, str(self.disk)]
-            checked(command, f"disk of node {self.name}")
+            self.make_disk(self.lab.images.suite(self.suite).disk, "raw")
         if self.console.exists():
             self.console.rename(self.console.with_suffix(".log.old"))
-        (self.lab.dir / f"{self.name}.ram").unlink(missing_ok=True)
-        checked(self.command(accelerator), f"node {self.name}")
+        self.memory.unlink(missing_ok=True)
+        memory = self.memory_file(self.memory, share=True) if to_be_kept else []
+        checked(self.command(accelerator, memory), f"node {self.name}")
+
+    def keep(self) -> None:
+        """End the guest and keep what it is, unless another lab has just kept the same."""
+        with self.snapshot.to_be_made() as directory:
+            if directory:
+                qmp.save(self.monitor, directory / "devices", self.name)
+                self.stop()
+                for source, target in ((self.memory, "ram"), (self.disk, "disk"), (self.console, "console")):
+                    shutil.move(source, directory / target)
+        self.discard()
+
+    def restore(self, accelerator: str) -> None:
+        """Go on where `keep` ended it, on a disk and in memory of its own."""
+        kept = self.snapshot.path
+        self.make_disk(kept / "disk", "qcow2")
+        shutil.copy(kept / "console", self.console)
+        memory = [*self.memory_file(kept / "ram", share=False), "-incoming", "defer"]
+        checked(self.command(accelerator, memory), f"node {self.name}")
+        qmp.load(self.monitor, kept / "devices", self.name)
+
+    def make_disk(self, backing: Path, form: str) -> None:
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", form, "-b", str(backing), str(self.disk)]
+        checked(command, f"disk of node {self.name}")
 
     def stop(self) -> None:
         """End the guest's QEMU, as pulling the plug, and wait for it."""
@@ -233,6 +211,7 @@ class Guest:
     def discard(self) -> None:
         self.stop()
         self.disk.unlink(missing_ok=True)
+        self.memory.unlink(missing_ok=True)
 
 
 def checked(command: list[str], what: str) -> None:
@@ -295,19 +274,24 @@ class Lab:
             start = time.monotonic()
             if missing:
                 say(f"booting {' '.join(guest.name for guest in missing)} ({self.state['accelerator'].upper()})")
-            fresh = [guest for guest in missing if not guest.disk.exists() and not guest.booted.exists()]
-            for guest in missing:
-                guest.start(self.state["accelerator"])
+            self.boot(missing)
             self.wait({guest: 0 for guest in guests}, start)
-            if self.state["accelerator"] == "tcg" and fresh:
-                say(f"keeping {' '.join(guest.name for guest in fresh)} as booted")
-                for guest in fresh:
-                    self.hang_up(guest)
-                time.sleep(1)  # for the session to end
-                for guest in fresh:
-                    guest.keep()
-                    guest.restore(self.state["accelerator"])
-                self.wait({guest: 0 for guest in fresh}, start)
+
+    def boot(self, missing: list[Guest]) -> None:
+        """Start guests: on their disks, from what was kept of a boot, or by a boot that is kept."""
+        accelerator = self.state["accelerator"]
+        new = [guest for guest in missing if snapshots.wanted(accelerator) and not guest.disk.exists()]
+        fresh = [guest for guest in new if not guest.snapshot.exists()]
+        for guest in missing:
+            if guest not in new or guest in fresh:
+                guest.start(accelerator, to_be_kept=guest in fresh)
+        if fresh:
+            self.wait({guest: 0 for guest in fresh}, time.monotonic(), SETTLE, SETTLED)
+            say(f"keeping {' '.join(guest.name for guest in fresh)} as booted")
+        for guest in fresh:
+            guest.keep()
+        for guest in new:
+            guest.restore(accelerator)
 
     def stale(self) -> bool:
         return self.state.get("images") != str(image.current().path)
@@ -359,8 +343,8 @@ class Lab:
             )
         self.ssh_config.write_text("\n".join(lines) + "\n")
 
-    def wait(self, known: dict[Guest, int], start: float) -> None:
-        """Until every guest has announced more boots than `known` on its console, and then answers ssh."""
+    def wait(self, known: dict[Guest, int], start: float, login: str = SET_CLOCK, said: bytes = b"") -> None:
+        """Until every guest has announced more boots than `known` on its console, then runs `login`, and has `said` that on its console."""
         waiting = dict(known)
         logins: dict[Guest, subprocess.Popen] = {}
         deadline, report = start + timeout(), time.monotonic() + 10
@@ -371,13 +355,13 @@ class Lab:
                     last = f"its last line is {last_line(guest.console)!r}"
                     raise LabError(f"node {guest.name} is {state}, {last}; see: lab console {guest.name}")
                 if guest in logins:
-                    if logins[guest].poll() == 0:
+                    if logins[guest].poll() == 0 and said in guest.console.read_bytes():
                         say(f"  {guest.name} answers after {time.monotonic() - start:.0f} s")
                         del waiting[guest]
                     elif logins[guest].returncode:
                         del logins[guest]  # try again
                 elif len(guest.boots()) > waiting[guest]:
-                    logins[guest] = self.log_in(guest)
+                    logins[guest] = self.log_in(guest, login)
             now, names = time.monotonic(), [guest.name for guest in waiting]
             if waiting and now > deadline:
                 late = f"{' '.join(names)} did not answer in {timeout():.0f} s (UVN_LAB_TIMEOUT)"
@@ -387,11 +371,14 @@ class Lab:
                 report = now + 10
             time.sleep(0.2)
 
-    def log_in(self, guest: Guest) -> subprocess.Popen:
-        """Start a login that does nothing, which leaves root's connection open; ssh's messages go to ssh.log."""
-        command = ["ssh", "-F", str(self.ssh_config), "-o", "BatchMode=yes", guest.name, f"date --set=@{time.time():.3f}"]
+    def log_in(self, guest: Guest, command: str) -> subprocess.Popen:
+        """Start a login, which leaves root's connection open unless it is the one before a guest is kept; ssh's messages go to ssh.log."""
+        words = ["ssh", "-F", str(self.ssh_config), "-o", "BatchMode=yes"]
+        if command == SETTLE:
+            words += ["-o", "ControlMaster=no", "-o", "ControlPath=none"]
         with open(self.dir / "ssh.log", "ab") as output:
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            words += [guest.name, command.format(now=time.time())]
+            return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
     def hang_up(self, guest: Guest) -> None:
         """End the connection that root keeps open."""
@@ -414,17 +401,32 @@ class Lab:
                 self.state_file.unlink(missing_ok=True)
             say(f"ended {' '.join(ended)}; console logs are in {self.dir}" if ended else "nothing was running")
 
-    def reboot(self, name: str) -> None:
-        guest = self.guest(name)
+    def reboot(self, names: list[str]) -> None:
+        """Reboot nodes, all at once, and wait for all."""
+        guests = [self.guest(name) for name in names]
         with self.exclusive():
-            count, start = len(guest.boots()), time.monotonic()
-            command = ["ssh", "-F", str(self.ssh_config), "-o", "ControlMaster=no", name, "systemctl reboot"]
-            result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-            if result.returncode not in (0, 255):  # 255: the connection went down with the node
-                raise LabError(f"node {name} refuses to reboot: {result.stderr.strip()}")
-            self.hang_up(guest)
-            say(f"rebooting {name}")
-            self.wait({guest: count}, start)
+            counts, start = {guest: len(guest.boots()) for guest in guests}, time.monotonic()
+            for guest in guests:
+                command = ["ssh", "-F", str(self.ssh_config), "-o", "ControlMaster=no", guest.name, "systemctl reboot"]
+                result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+                if result.returncode not in (0, 255):  # 255: the connection went down with the node
+                    raise LabError(f"node {guest.name} refuses to reboot: {result.stderr.strip()}")
+                self.hang_up(guest)
+            say(f"rebooting {' '.join(names)}")
+            self.wait(counts, start)
+
+
+def elsewhere(own: Path) -> dict[Path, list[str]]:
+    """Run directories of other labs on this host, with their nodes that run, as the processes' own words have it."""
+    found: dict[Path, list[str]] = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().decode(errors="replace").split("\0")
+            if words[0].endswith("qemu-system-x86_64") and "-pidfile" in words[:-1]:
+                pid_file = Path(words[words.index("-pidfile") + 1])
+                if f"uvn-lab-{pid_file.stem}" in words and pid_file.parent != own:
+                    found.setdefault(pid_file.parent, []).append(pid_file.stem)
+    return found
 
 
 def free_port(taken: set[int]) -> int:
