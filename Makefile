@@ -33,6 +33,7 @@ PACKAGES := bpftool busybox-static ca-certificates clang cpio debian-archive-key
 	mmdebstrap openssh-client python3-venv qemu-system-x86 qemu-utils shellcheck tar xauth
 # Files that git knows or would add, as they are in the work tree.
 FILES := git ls-files --cached --others --exclude-standard --deduplicate -z
+SHELLCHECK := $(FILES) | xargs -0 grep -lE '^\#!/bin/(ba)?sh|^\# shellcheck shell=' | xargs shellcheck
 # What the collection ships; tests of other tools than Ansible's stay out of its sanity tests.
 SHIPPED := $(FILES) -- CHANGELOG.rst LICENSE README.md bpf changelogs docs galaxy.yml meta playbooks plugins roles spank \
 	tests/config.yml tests/sanity
@@ -57,17 +58,29 @@ demo-down: ## take the virtual cluster down
 	$(LAB) down
 
 .PHONY: test
-test: lint unit fuzz sanity kernel molecule ## what CI does
+test: setup ## what CI does
+	@# The image's guest needs one processor, and so do the tools beside it; the other stages need all there are.
+	{ $(MAKE) image 2>&1 | sed --unbuffered 's/^/image: /'; } & image=$$!; \
+	$(MAKE) lint unit fuzz sanity || failed=$$?; wait $$image && exit "$${failed:-0}"
+	$(MAKE) kernel
+	$(MAKE) cluster
 	@printf '\nunit, kernel, isolation and escape tests ended with:\n'
 	@for suite in unit $(KERNELS) isolation escape; do printf '%-10s' $$suite; grep -E '^=+ .* in [0-9.]+s' $(RESULTS)/$$suite.log | tail -n 1; done
 	@printf '%s\n' 'Not part of it, for time: make slurm, make bench.'
+
+.PHONY: check
+check: $(VENV)/stamp ## what needs neither a guest nor root, in less than a minute
+	ruff check .
+	yamllint --strict .
+	$(SHELLCHECK)
+	HYPOTHESIS_PROFILE=dev python3 -m pytest tests/unit --quiet -p no:cacheprovider
 
 .PHONY: lint
 lint: setup ## style of Python, YAML, Ansible, shell, documentation and changelog
 	ruff check .
 	ansible-lint --profile production
 	yamllint --strict .
-	$(FILES) | xargs -0 grep -lE '^#!/bin/(ba)?sh|^# shellcheck shell=' | xargs shellcheck
+	$(SHELLCHECK)
 	antsibull-changelog lint
 	antsibull-docs lint-collection-docs --plugin-docs .
 
@@ -100,24 +113,35 @@ sanity: setup copy ## ansible-test sanity of what the collection ships
 		printf 'import ensurepip\n\nensurepip.bootstrap(default_pip=True)\n' >$(HOME)/.ansible/test/cache/get_pip_$$version.py; done
 	cd $(SANITY) && git init --quiet && echo tests/output >.git/info/exclude && ansible-test sanity --venv --requirements --python 3.11 --color no
 
+# make kernel T=tests/kernel/test_guard.py K=nat GUESTS=kernel KEEP=1: some tests, on a guest that stays up for the next time.
+GUESTS := $(KERNELS)
 .PHONY: kernel
 kernel: setup ## users' networks, uvnd, the guard and ingress against real kernels, those of Debian 12 and 13 at once
 	@# In namespaces of their own: else systemd, udev and networkd of the guest look at everything that comes and goes, at twice its cost.
 	@mkdir -p $(RESULTS)
-	$(LAB) up $(KERNELS)
+	$(LAB) up $(GUESTS)
 	test_in() { guest=$$1; shift; \
 		$(FILES) | tar --create --null --files-from=- | $(LAB) run $$guest -- 'rm -rf uvn && mkdir uvn && tar --extract --directory=uvn'; \
-		$(LAB) run $$guest -- 'cd uvn && uname --kernel-release && unshare --mount --net python3 -m pytest '"$$*"' --durations=20 -p no:cacheprovider' \
+		$(LAB) run $$guest -- 'cd uvn && uname --kernel-release && unshare --mount --net python3 -m pytest '"$$*"' $(if $(K),-k "$(K)") --durations=10 -p no:cacheprovider' \
 			| tee $(RESULTS)/$$guest.log | sed --unbuffered "s/^/$$guest: /" || { $(LAB) console $$guest | tail --lines=60; return 1; }; }; \
-	runs=(); test_in kernel $(TESTS_kernel) & runs+=($$!); test_in kernel13 $(TESTS_kernel13) & runs+=($$!); \
+	runs=(); $(foreach guest,$(GUESTS),test_in $(guest) $(or $(T),$(TESTS_$(guest))) & runs+=($$!);) \
 	failed=0; for run in "$${runs[@]}"; do wait $$run || failed=1; done; exit $$failed
-	$(LAB) down $(KERNELS)
+	$(if $(KEEP),,$(LAB) down $(GUESTS))
 
 .PHONY: molecule
-molecule: export ANSIBLE_LOG_PATH := $(CACHE)/ansible.log
-molecule: setup ## the role in the virtual cluster: check, converge, idempotence, isolation, removal; and in an image that boots
+molecule: cluster image ## the role in the virtual cluster and in an image
+
+.PHONY: cluster
+cluster: export ANSIBLE_LOG_PATH := $(CACHE)/ansible.log
+cluster: setup ## the role in the virtual cluster: check, converge, idempotence, isolation, escape, removal
 	@rm -f $(ANSIBLE_LOG_PATH)
 	molecule test
+
+.PHONY: image
+image: export ANSIBLE_LOG_PATH := $(CACHE)/image.log
+image: export UVN_LAB_DIR := $(CACHE)/lab-image
+image: setup ## the role in an image, which then boots; in a lab of its own
+	@rm -f $(ANSIBLE_LOG_PATH)
 	molecule test --scenario-name build
 
 .PHONY: slurm

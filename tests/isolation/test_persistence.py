@@ -18,15 +18,15 @@ MANAGED = "c2"  # its NICs, by NetworkManager
 SETTLE = 30  # s: uvnd starts slowly on an emulated node
 
 
-def assert_isolated(cluster, node: str) -> None:
-    results = matrix.measure(cluster, select=lambda case: case.node == node)
+def assert_isolated(cluster, *nodes: str) -> None:
+    results = matrix.measure(cluster, select=lambda case: case.node in nodes)
     wrong = [str(result) for result in results if not result.ok]
     assert not wrong, f"{len(wrong)} mismatches:\n" + "\n".join(wrong[:50])
 
 
-def assert_nothing_is_open(cluster, node: str) -> None:
+def assert_nothing_is_open(cluster, *nodes: str) -> None:
     """In the moment after: others' ports may be closed in any way, but not open."""
-    results = matrix.measure(cluster, select=lambda case: case.node == node and case.expected == "closed")
+    results = matrix.measure(cluster, select=lambda case: case.node in nodes and case.expected == "closed")
     wrong = ("answer", "silent", "hangup")
     reached = [str(result) for result in results if result.case.expected == "closed" and result.outcome in wrong]
     assert not reached, "\n".join(reached)
@@ -55,30 +55,30 @@ def rules(root) -> list:
     return [root.check("ip", f"-{family}", "rule", "show") for family in (4, 6)]
 
 
-def test_restart_of_networkd(cluster, listening):
-    root = cluster.session("root", NODE)
-    before = rules(root)
+def restart_networkd(root) -> None:
     root.check("systemctl", "restart", "systemd-networkd")
     root.check("/lib/systemd/systemd-networkd-wait-online", "--timeout=60", timeout=70)
-    assert rules(root) == before
-    assert_nothing_is_open(cluster, NODE)
-    settle(cluster, NODE)
-    assert_isolated(cluster, NODE)
 
 
-def test_networkmanager_configures_its_nics_anew(cluster, listening):
-    """It leaves users' devices and the rules alone; the routes that it takes away come back."""
-    root = cluster.session("root", MANAGED)
-    before = rules(root)
+def restart_networkmanager(root) -> None:
     root.check("nmcli", "device", "reapply", "em1")
     root.check("nmcli", "connection", "up", "ib0")
     root.check("systemctl", "restart", "NetworkManager")
     root.check("nm-online", "--quiet", "--wait-for-startup", "--timeout=60", timeout=70)
-    assert rules(root) == before
-    assert_nothing_is_open(cluster, MANAGED)
-    settle(cluster, MANAGED)
-    assert_isolated(cluster, MANAGED)
-    devices = dict(line.split(":") for line in root.check("nmcli", "--terse", "--fields=DEVICE,STATE", "device").splitlines())
+
+
+def test_network_managers_configure_their_nics_anew(cluster, listening):
+    """systemd-networkd and NetworkManager, each on its node: they leave users' devices and the rules alone; routes that they take away come back."""
+    restarts = {NODE: restart_networkd, MANAGED: restart_networkmanager}
+    roots = {node: cluster.session("root", node) for node in restarts}
+    before = {node: rules(root) for node, root in roots.items()}
+    cluster.each(lambda node: restarts[node](roots[node]), list(restarts))
+    assert {node: rules(root) for node, root in roots.items()} == before
+    assert_nothing_is_open(cluster, *restarts)
+    cluster.each(lambda node: settle(cluster, node), list(restarts))
+    assert_isolated(cluster, *restarts)
+    terse = roots[MANAGED].check("nmcli", "--terse", "--fields=DEVICE,STATE", "device")
+    devices = dict(line.split(":") for line in terse.splitlines())
     assert devices["em1"] == "connected"
     for uid in (cases.UIDS[user] for user in cases.MANAGED):
         assert devices[f"vrf{uid}"] == devices[f"em1u{uid}"] == devices[f"ib0u{uid}"] == "unmanaged"
@@ -97,18 +97,20 @@ def test_kill_of_uvnd(cluster, listening):
     assert_isolated(cluster, NODE)
 
 
-@pytest.mark.parametrize("node", [NODE, MANAGED])
-def test_reboot(cluster, listening, node):
+def test_reboot(cluster, listening):
     """Booted, and before anybody else logs in: the membership program is there. Then the matrix."""
+    nodes = [NODE, MANAGED]
     boot_id = ("cat", "/proc/sys/kernel/random/boot_id")
-    before = cluster.session("root", node).check(*boot_id)
-    cluster.forget(node)
-    lab("reboot", node)
-    root = cluster.session("root", node)
-    assert root.check(*boot_id) != before, "the node was not rebooted"
+    before = {node: cluster.session("root", node).check(*boot_id) for node in nodes}
+    for node in nodes:
+        cluster.forget(node)
+    lab("reboot", *nodes)
     code = "import socket; socket.socket(socket.AF_INET)"
-    done = root.run("setpriv", "--reuid=2003", "--regid=2003", "--clear-groups", "python3", "-I", "-c", code)
-    assert "PermissionError" in done["stderr"], f"a user without a network got a socket after the reboot: {done}"
-    assert_isolated(cluster, node)
-    for user in cases.MANAGED:
+    for node in nodes:
+        root = cluster.session("root", node)
+        assert root.check(*boot_id) != before[node], f"{node} was not rebooted"
+        done = root.run("setpriv", "--reuid=2003", "--regid=2003", "--clear-groups", "python3", "-I", "-c", code)
+        assert "PermissionError" in done["stderr"], f"a user without a network got a socket on {node} after the reboot: {done}"
+    assert_isolated(cluster, *nodes)
+    for user, node in ((user, node) for user in cases.MANAGED for node in nodes):
         assert set(cluster.session(user, node).sockets().values()) == {f"vrf{cases.UIDS[user]}"}

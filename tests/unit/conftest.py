@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("uvn", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # loaded machines are slow
-settings.load_profile("uvn")
+slow = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}  # loaded machines are
+settings.register_profile("ci", **slow)
+settings.register_profile("dev", max_examples=20, **slow)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "plugins" / "module_utils"))
 

@@ -6,16 +6,20 @@
 from __future__ import annotations
 
 import io
+import json
 import lzma
+import socket
+import subprocess
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lab"))
 
-from uvnlab import image, topology  # noqa: E402
+from uvnlab import common, guests, image, qmp, snapshots, topology  # noqa: E402
 from uvnlab.common import LabError  # noqa: E402
 
 
@@ -75,3 +79,88 @@ def test_the_initrd_gets_modules_uncompressed_and_no_built_in_ones(base):
 def test_a_driver_that_is_nowhere_is_an_error(base):
     with pytest.raises(LabError, match=f"holds no {image.INITRD_MODULES[-1]}; remove the file"):
         image.extract(base(image.INITRD_MODULES[-1]))
+
+
+def test_every_checkout_has_a_lab_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.delenv("UVN_LAB_DIR", raising=False)
+    monkeypatch.setenv("UVN_LAB_CACHE", str(tmp_path))
+    directories = []
+    for checkout in ("here/main", "there/main"):
+        monkeypatch.setattr(common, "SOURCE", tmp_path / checkout / "tests" / "lab")
+        directories.append(common.run_dir())
+    assert len(set(directories)) == 2 and all(path.parent == tmp_path / "labs" for path in directories)
+
+
+def test_labs_of_others_are_seen(tmp_path):
+    """By the words of their processes, as those of QEMU."""
+    words = ["-name", "uvn-lab-c1", "-pidfile", str(tmp_path / "c1.pid")]
+    code = "import sys; print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        ["qemu-system-x86_64", "-c", code, *words], executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        assert guests.elsewhere(tmp_path / "mine").get(tmp_path) == ["c1"]
+        assert tmp_path not in guests.elsewhere(tmp_path)
+        process.stdin.close()
+
+
+def test_a_guest_is_kept_once_and_under_what_decides_how_it_boots(tmp_path):
+    first, other = (snapshots.Snapshot(tmp_path, "bookworm-c1", line) for line in ("quiet", "quiet norandmaps"))
+    assert first.path != other.path and not first.exists()
+    with first.to_be_made() as directory:
+        (directory / "ram").write_bytes(b"memory")
+    assert (first.path / "ram").read_bytes() == b"memory" and not other.exists()
+    with first.to_be_made() as directory:
+        assert directory is None
+
+
+def test_whether_guests_are_kept_is_yes_or_no(monkeypatch):
+    assert snapshots.wanted("tcg") and not snapshots.wanted("kvm") and not snapshots.wanted("icount")
+    monkeypatch.setenv("UVN_LAB_SNAPSHOTS", "no")
+    assert not snapshots.wanted("tcg")
+    monkeypatch.setenv("UVN_LAB_SNAPSHOTS", "never")
+    with pytest.raises(LabError, match="UVN_LAB_SNAPSHOTS is 'never'; set it to yes or no"):
+        snapshots.wanted("tcg")
+
+
+@pytest.fixture
+def qemu(tmp_path):
+    """A monitor that answers what it is given, after an event, and tells what it was asked."""
+
+    def start(*answers: dict) -> tuple[Path, list]:
+        asked, path = [], tmp_path / "qmp"
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            with listener, listener.accept()[0] as connection, connection.makefile("rw") as file:
+                print(json.dumps({"QMP": {}}), file=file, flush=True)
+                for answer in ({"return": {}}, *answers):
+                    asked.append(json.loads(file.readline()).get("execute"))
+                    print(json.dumps({"event": "STOP"}), json.dumps(answer), sep="\n", file=file, flush=True)
+
+        threading.Thread(target=serve, daemon=True).start()
+        return path, asked
+
+    return start
+
+
+def test_a_guest_is_saved_when_qemu_says_so(qemu, tmp_path):
+    path, asked = qemu(*[{"return": {}}] * 3, {"return": {"status": "active"}}, {"return": {"status": "completed"}})
+    qmp.save(path, tmp_path / "devices", "c1")
+    assert asked == ["qmp_capabilities", "stop", "migrate-set-capabilities", "migrate", "query-migrate", "query-migrate"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "sentence"),
+    [
+        ([{"error": {"desc": "no such thing"}}], "node c1: QEMU refuses stop: no such thing"),
+        ([{"return": {}}] * 3 + [{"return": {"status": "failed", "error-desc": "no room"}}], "node c1: QEMU's migrate failed: no room"),
+        ([], "node c1: QEMU ended; see: lab console c1"),
+    ],
+)
+def test_what_goes_wrong_with_a_monitor_is_said(qemu, tmp_path, answers, sentence):
+    path, _asked = qemu(*answers)
+    with pytest.raises(LabError, match=sentence):
+        qmp.save(path, tmp_path / "devices", "c1")

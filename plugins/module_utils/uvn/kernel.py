@@ -16,7 +16,6 @@ import os
 import socket
 import struct
 import sys
-import types
 from dataclasses import replace
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
@@ -50,11 +49,9 @@ from .underlay import Host, Nic
 
 try:
     os.environ["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin"  # pyroute2 up to 0.9.6 runs `uname` and `file` when imported
-    if "pyroute2" not in sys.modules:  # the package as a mere directory: its __init__ imports four times as much as is used here
-        spec = importlib.util.find_spec("pyroute2")
-        if spec:
-            package = sys.modules["pyroute2"] = types.ModuleType("pyroute2")
-            package.__path__ = spec.submodule_search_locations
+    spec = importlib.util.find_spec("pyroute2") if "pyroute2" not in sys.modules else None
+    if spec:  # the package as a mere directory: its __init__ imports four times as much as is used here
+        sys.modules["pyroute2"] = importlib.util.module_from_spec(spec)
     from pyroute2.netlink.rtnl.fibmsg import fibmsg
     from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import socket
@@ -25,7 +26,7 @@ class Monitor:
         self._name = name
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(str(path))
-        self._file = self._socket.makefile("rw")
+        self._lines = self._socket.makefile("r")
 
     def __enter__(self) -> Monitor:
         self._answer()  # the greeting
@@ -33,13 +34,13 @@ class Monitor:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self._file.close()
+        self._lines.close()
         self._socket.close()
 
     def order(self, command: str, **arguments: Any) -> dict:
         """Give an order and return what QEMU says to it."""
-        self._file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
-        self._file.flush()
+        with contextlib.suppress(BrokenPipeError):  # the missing answer says it
+            self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
         answer = self._answer()
         if "error" in answer:
             raise LabError(f"node {self._name}: QEMU refuses {command}: {answer['error']['desc']}")
@@ -55,7 +56,7 @@ class Monitor:
             time.sleep(0.02)
 
     def _answer(self) -> dict:
-        while line := self._file.readline():
+        while line := self._lines.readline():
             message = json.loads(line)
             if "event" not in message:
                 return message
