@@ -66,7 +66,17 @@ test: setup ## what CI does
 	$(MAKE) cluster
 	@printf '\nunit, kernel, isolation and escape tests ended with:\n'
 	@for suite in unit $(KERNELS) isolation escape; do printf '%-10s' $$suite; grep -E '^=+ .* in [0-9.]+s' $(RESULTS)/$$suite.log | tail -n 1; done
-	@printf '%s\n' 'Not part of it, for time: make slurm, make bench.'
+	@printf '%s\n' 'Not part of it, for time: make slurm, make bench, and what make full does beyond it.'
+
+.PHONY: full
+full: export UVN_FULL := 1
+full: ## all there is: the whole matrix after each disturbance, all tests on both kernels, both releases of Slurm, longer fuzzing; hours
+	$(MAKE) lint unit sanity image
+	$(MAKE) fuzz FUZZ_SECONDS=600 FUZZ_SEED=0
+	$(MAKE) kernel $(addsuffix =tests/kernel,$(addprefix TESTS_,$(KERNELS)))
+	$(MAKE) cluster
+	$(MAKE) slurm SUITE=bookworm
+	$(MAKE) slurm SUITE=trixie
 
 .PHONY: check
 check: $(VENV)/stamp ## what needs neither a guest nor root, in less than a minute

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from ipaddress import ip_network
+from itertools import combinations
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab"))
@@ -332,6 +333,37 @@ class Table:
 def table() -> list:
     """The whole truth table."""
     return [case for user in LISTENERS for node in NODES for case in Table(user, node).rows()]
+
+
+FACTORS = ("user", "node", "group", "proto", "family", "kind", "elsewhere", "expected")
+
+
+def place(case: Case) -> tuple:
+    """(the kind of a case's address, whether it is another node's): a NIC's name, `localhost`, `nat`, `direct`, `off-subnet` or `resolver`."""
+    family = case.family
+    named = {LOCALHOST[family]: "localhost", DIRECT[family]: "direct", OFF_SUBNET[family]: "off-subnet", RESOLVER: "resolver"}
+    named.update({nat_address(user, family): "nat" for user in MANAGED})
+    named.update({where: nic for nic, where in node_addresses(case.node, family).items()})
+    there = {address(node, nic, family): nic for node in other_nodes(case.node) for nic in NICS}
+    return there.get(case.address) or named[case.address], case.address in there
+
+
+def covered(case: Case, strength: int) -> set:
+    """The combinations of values of so many factors that a case has."""
+    kind, elsewhere = place(case)
+    values = {name: getattr(case, name, None) for name in FACTORS}
+    return set(combinations({**values, "kind": kind, "elsewhere": elsewhere}.items(), strength))
+
+
+def sample(whole: list, strength: int = 3) -> list:
+    """Some of the cases, in which every combination of values of three factors is that the whole has."""
+    seen: set = set()
+    chosen = []
+    for case in whole:
+        if not covered(case, strength) <= seen:
+            seen |= covered(case, strength)
+            chosen.append(case)
+    return chosen
 
 
 def listen_cases(user: str, node: str) -> list:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 
 import cases
@@ -115,6 +116,34 @@ def test_table_asks_every_user_for_every_protocol_family_and_direction():
                 assert {(f"{user}@{node}", group, p, f) for p in ("tcp", "udp", "icmp") for f in (4, 6)} <= asked
             for group in ("other-localhost", "other-addresses", "other-nodes", "same-port", "system"):
                 assert {(f"{user}@{node}", group, p, f) for p in ("tcp", "udp") for f in (4, 6)} <= asked
+
+
+@pytest.mark.parametrize("nodes", [("c1",), ("c1", "c2"), cases.NODES])
+def test_a_sample_has_every_combination_of_three_factors(nodes):
+    whole = [case for case in cases.table() if case.node in nodes]
+    sample = cases.sample(whole)
+    assert set(sample) < set(whole)
+
+    def factors(case) -> tuple:
+        return (case.user, case.node, case.group, case.proto, case.family, *cases.place(case), case.expected)
+
+    has = [[factors(case) for case in some] for some in (whole, sample)]
+    for three in itertools.combinations(range(len(cases.FACTORS)), 3):
+        in_whole, in_sample = ({tuple(case[n] for n in three) for case in some} for some in has)
+        assert in_whole == in_sample
+
+
+def test_the_place_of_an_address_is_what_it_is():
+    places = {(case.target, cases.place(case)) for case in cases.table() if case.row == "alice@c1" and case.family == 4}
+    assert {
+        ("localhost", ("localhost", False)),
+        ("bob.nat", ("nat", False)),
+        ("bob@c2.wan0", ("wan0", True)),
+        ("mgmt0", ("mgmt0", False)),
+        ("offnet", ("off-subnet", False)),
+        ("licence", ("direct", False)),
+        ("stub", ("resolver", False)),
+    } <= places
 
 
 def test_dns_answers_are_read():
