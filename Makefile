@@ -93,6 +93,7 @@ lint: setup ## style of Python, YAML, Ansible, shell, documentation and changelo
 	$(SHELLCHECK)
 	antsibull-changelog lint
 	antsibull-docs lint-collection-docs --plugin-docs .
+	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 .PHONY: unit
 unit: setup ## pure code, no kernel needed
