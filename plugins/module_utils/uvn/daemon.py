@@ -74,7 +74,7 @@ def notify(state: str) -> None:
 def _witnesses() -> list[Witness]:
     """One, or none where the kernel's log cannot be read: logins do not depend on it."""
     try:
-        return [Witness(log)]
+        return [Witness(log, KMSG)]
     except OSError as error:
         log(f"{KMSG}: {error.strerror}; the programs behind what the guard finds will not be named", error=True)
         return []

@@ -30,7 +30,7 @@ class Witness:
     Start it before there is a second thread. It is readable (select) when it has ended. Raises OSError when the log cannot be opened.
     """
 
-    def __init__(self, say: Callable[[str], None], path: str = KMSG) -> None:
+    def __init__(self, say: Callable[[str], None], path: str) -> None:
         log = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         os.lseek(log, 0, os.SEEK_END)
         ends_with_us, self._us = os.pipe()
