@@ -127,6 +127,29 @@ def test_a_removal_that_fails_is_made_with_the_next_sweep(keeping):
     assert keeping.node.users == {ALICE, CAROL}
 
 
+def fight(keeping, rounds, pause):
+    """Another program undoes what uvnd does, `pause` seconds after each repair."""
+    for _round in range(rounds):
+        damage(keeping, ALICE)
+        keeping.work(seconds=14 + pause)
+        assert keeping.node.damaged == set()
+
+
+def test_a_program_that_undoes_our_work_is_reported_once_with_what_it_undoes(keeping):
+    fight(keeping, 3 * keeper.PATIENCE, pause=0)
+    (line,) = [line for line in keeping.said if line.startswith("another program")]
+    assert line == f"another program undoes what uvnd does, 6 times in a row by now: (no account) uid={ALICE}: 1 change: mended"
+
+
+def test_nobody_is_suspected_for_what_was_long_ago(keeping):
+    fight(keeping, 3 * keeper.PATIENCE, pause=keeper.CALM)
+    assert not [line for line in keeping.said if line.startswith("another program")]
+    for _time in range(2):
+        damage(keeping, ALICE)
+        keeping.work(seconds=4 * keeper.SETTLE)
+        assert keeping.node.damaged == set(), "the first repairs after calm do not wait"
+
+
 def test_one_change_is_one_change(keeping):
     damage(keeping, ALICE)
     keeping.work(seconds=1)

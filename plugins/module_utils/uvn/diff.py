@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Sequence
 
-from .objects import Address, Element, Guard, Member, Object, Route, Vrf, Vxlan
+from .objects import Address, Chain, Element, Guard, Member, Object, Route, Vrf, Vxlan
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Change:
         return result
 
     def __str__(self) -> str:
-        return f"{self.op} {self.object.kind} {self.object.name}"
+        flaw = self.before.flaw if isinstance(self.before, Chain) else ""
+        return f"{self.op} {self.object.kind} {self.object.name}{flaw and f' {flaw}'}"
 
 
 def diff(desired: Sequence[Object], observed: Sequence[Object]) -> list[Change]:

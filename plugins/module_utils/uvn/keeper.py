@@ -54,6 +54,7 @@ class Keeper:
         self._since = time.monotonic()  # when the kernel told the first of the effects
         self._due = 0.0
         self._mended = (0, 0.0)  # repairs in a row, and when the last was
+        self._repaired = ""  # the last one, as in the journal
         self._failed = events.Effects()  # what could not be mended, and is tried again
         self._failures, self._again = 0, 0.0  # runs in a row that left such, and when the next is due
         self._gone: set[int] = set()  # indices of deleted devices that membership may still have
@@ -183,9 +184,7 @@ class Keeper:
         if effects and not self._effects:
             self._since = time.monotonic()
         if effects:
-            repairs, last = self._mended
-            suspicion = min(repairs, PATIENCE) if time.monotonic() - last < CALM else 0
-            self._due = time.monotonic() + SETTLE * 2**suspicion
+            self._due = time.monotonic() + SETTLE * 2 ** min(self._repairs(), PATIENCE)
         self._effects.add(effects)
 
     def _known_host(self, reconciler: Reconciler) -> Host:
@@ -222,8 +221,19 @@ class Keeper:
             mended |= self._mend_users(reconciler, uids)
         self._followed = after
         if mended and before and before[0] == after[0]:  # the node is as it was: somebody undid what we did
-            self._mended = self._mended[0] + 1, time.monotonic()
+            self._undone()
         return mended
+
+    def _undone(self) -> None:
+        repairs = self._repairs() + 1
+        self._mended = repairs, time.monotonic()
+        if repairs == PATIENCE:
+            log(f"another program undoes what uvnd does, {repairs} times in a row by now: {self._repaired}", error=True)
+
+    def _repairs(self) -> int:
+        """In a row, without calm in between."""
+        repairs, last = self._mended
+        return repairs if time.monotonic() - last < CALM else 0
 
     def _mend_all(self, reconciler: Reconciler) -> bool:
         """Users first, whose connections wait; unless there is no ground for them to stand on."""
@@ -240,7 +250,8 @@ class Keeper:
         """The changes that it took; None when it failed, which does not keep the others from it."""
         changes = self._attempt(f"follow {what}", repair)
         if changes:
-            log(f"follow {what}: {counted(changes)}: {'; '.join(map(str, changes[:10]))}")
+            self._repaired = f"{what}: {counted(changes)}: {'; '.join(map(str, changes[:10]))}"
+            log(f"follow {self._repaired}")
         return changes
 
     def _snapshot(self, reconciler: Reconciler) -> tuple[Host, tuple]:
