@@ -10,11 +10,12 @@ import socket
 from pathlib import Path
 
 import pytest
-from uvn import daemon, events, guard, keeper, nat, netlink
+from uvn import daemon, events, guard, keeper, nat, netlink, reconcile, strays
 from uvn.errors import UvnError
 from uvnd import Calm, Echo, Keeping, Uvnd, answer
 
-UNIT = Path(__file__).parents[2] / "roles" / "uvn_node" / "files" / "uvnd.service"
+ROOT = Path(__file__).parents[2]
+UNIT = ROOT / "roles" / "uvn_node" / "files" / "uvnd.service"
 
 
 @pytest.mark.parametrize("error", [UvnError("the kernel did not answer"), OSError(5, "Input/output error"), KeyError("a fault of ours")])
@@ -117,12 +118,33 @@ def test_without_systemd_nobody_is_told(monkeypatch):
     daemon.notify("READY=1")
 
 
-def test_the_watchdog_waits_for_the_longest_piece_of_work_without_a_sign_of_life():
+def service():
+    """The settings of uvnd.service, by section."""
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str
     unit.read(UNIT)
-    service = unit["Service"]
-    assert service["Type"] == "notify" and service["Restart"] == "on-failure"
+    return unit
+
+
+def test_the_watchdog_waits_for_the_longest_piece_of_work_without_a_sign_of_life():
+    unit = service()
+    assert unit["Service"]["Type"] == "notify" and unit["Service"]["Restart"] == "on-failure"
     assert unit["Unit"]["StartLimitIntervalSec"] == "0"
     commands = 2 * nat.TIMEOUT + guard.TIMEOUT  # both IP versions wait for the lock of iptables, then nft
-    assert int(service["WatchdogSec"]) > max(2 * daemon.IDLE, keeper.LOCK_WAIT + commands, 5 * netlink.TIMEOUT, 2 * daemon.REQUEST_TIMEOUT)
+    limits = 2 * daemon.IDLE, keeper.LOCK_WAIT + commands, 5 * netlink.TIMEOUT, 2 * daemon.REQUEST_TIMEOUT
+    assert int(unit["Service"]["WatchdogSec"]) > max(limits)
+
+
+def test_the_documentation_has_the_limits_that_are_in_force():
+    text = " ".join((ROOT / "docs" / "operation.md").read_text(encoding="utf-8").split())
+    for sentence in (
+        f"every {daemon.IDLE} s when there is nothing to do",
+        f"({service()['Service']['WatchdogSec']} s without a sign, `WatchdogSec=`)",
+        f"has `/run/uvn/lock` for {keeper.LOCK_WAIT} s",
+        f"waits for {reconcile.LOCK_WAIT} s",
+        f"more descriptors ({strays.ENTRIES:,}) than are looked at",
+        f"up to {strays.LISTED} strays of each user",
+        f"Every {keeper.EVERYBODY}th time all networks are compared",
+        {6: "After six repairs in a row"}[keeper.PATIENCE],
+    ):
+        assert sentence in text

@@ -90,12 +90,11 @@ def test_nothing_is_left_open_when_it_cannot_be_had(tmp_path, clock):
 
 def test_a_reconciler_closes_its_sockets(tmp_path, monkeypatch):
     monkeypatch.setattr(reconcile, "RUN", str(tmp_path))
-    monkeypatch.setattr(reconcile, "load", lambda _path: parse(SITE))
     monkeypatch.setattr("uvn.kernel.PYROUTE2_ERROR", None)  # nothing is sent
     monkeypatch.setattr("uvn.netlink.SO_RCVBUFFORCE", 8)  # SO_RCVBUF: this test needs no rights
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", ResourceWarning)
-        with reconcile.Reconciler.open("site.json") as reconciler:
+        with reconcile.Reconciler.open(parse(SITE)) as reconciler:
             assert reconciler.held
         del reconciler
         gc.collect()

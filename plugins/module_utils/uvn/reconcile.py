@@ -20,7 +20,7 @@ from .kernel import Kernel, index_name, socket_index, sysctls
 from .lock import Lock
 from .membership import EXEMPT, Config, Membership
 from .objects import TABLE_LOCAL, Chain, Classifier, Element, Guard, Ingress, Member, Object, Program, Rule, Vrf, Vxlan
-from .site import PATH, Site, load
+from .site import Site
 from .store import RUN, Store, vouch, vouched, withdraw
 from .underlay import Host
 
@@ -51,9 +51,9 @@ class Reconciler:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, site_path: str = PATH) -> Iterator[Reconciler]:
-        """Load the site and take the lock, waiting for whoever has it; all is closed at the end."""
-        with contextlib.closing(cls(load(site_path))) as reconciler, reconciler:
+    def open(cls, site: Site) -> Iterator[Reconciler]:
+        """One for the length of a `with`: takes the lock, waiting for whoever has it, and closes all at the end."""
+        with contextlib.closing(cls(site)) as reconciler, reconciler:
             yield reconciler
 
     def close(self) -> None:
