@@ -174,7 +174,7 @@ def test_another_program_may_be_first_in_forward_where_it_refuses_nothing(host):
         assert planned(host) and first() == "-A FORWARD -j other"
         host.sh("iptables -A other -i em9 -j DROP; nft add table other; nft delete table other")  # of iptables-legacy no notification tells
         wait_for(lambda: first() == "-A FORWARD -j UVN-FORWARD", "the jump comes before what refuses", seconds=120)
-        assert "(the jump to this chain comes after -A FORWARD -j other)" in LOG.read_text()
+        wait_for(lambda: "(the jump to this chain comes after -A FORWARD -j other)" in LOG.read_text(), "the journal says why")
     finally:
         host.sh("iptables -D FORWARD -j other; iptables -F other; iptables -X other")
 

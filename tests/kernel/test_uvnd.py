@@ -78,7 +78,7 @@ def supervised(host):
     host.stop()
     kept = ("[Service]", "Type=", "Restart", "TimeoutStop")
     lines = [line for line in (FILES / "uvnd.service").read_text().splitlines() if line.startswith(kept)]
-    here = f"nsenter --target={os.getpid()} --mount --net=/run/netns/{host.name}"
+    here = f"nsenter --target={os.getpid()} --mount nsenter --net=/run/netns/{host.name}"  # the second one sees what the first one enters
     lines += [f"WatchdogSec={SECONDS}", f"ExecStart={here} /usr/sbin/uvn daemon", f"StandardOutput=append:{LOG}", f"StandardError=append:{LOG}"]
     UNIT.parent.mkdir(exist_ok=True)
     UNIT.write_text("\n".join(lines) + "\n")

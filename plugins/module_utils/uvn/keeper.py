@@ -305,11 +305,10 @@ class Keeper:
         elif uid not in self._leaving:
             withdraw(uid)
             self._leaving.add(uid)
-        else:
+        elif self._repair(label(uid), functools.partial(self._reconcile, uid, False)) is not None:  # else with the next sweep
             log(f"remove {label(uid)}: no process for {idle} s")
-            if self._repair(label(uid), functools.partial(self._reconcile, uid, False)) is not None:  # else with the next sweep
-                self._leaving.discard(uid)
-                del self._seen[uid]
+            self._leaving.discard(uid)
+            del self._seen[uid]
 
 
 def sweep_interval(site: Site) -> float:
