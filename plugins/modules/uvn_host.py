@@ -103,7 +103,7 @@ def main() -> None:
     try:
         config = module.params["config"]
         site = load(module.params["site"]) if config is None else parse(config)
-        with Reconciler(site) as reconciler:
+        with Reconciler.open(site) as reconciler:
             changes = reconciler.node(present=module.params["state"] == "present", check=module.check_mode)
     except UvnError as error:
         module.fail_json(msg=str(error))

@@ -67,7 +67,7 @@ node:
       type: dict
       returned: always
     strays:
-      description: Sockets of users outside their networks, with the program that holds each.
+      description: Sockets of users outside their networks, up to 100 of each user, with the program that holds each where it was found.
       type: list
       elements: dict
       returned: always

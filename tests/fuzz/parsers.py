@@ -24,7 +24,10 @@ with atheris.instrument_imports(include=["uvn"]):
 
 TABLE_BASE = 100000000
 # Only the kernel can send to our netlink sockets (netlink_sendmsg, net/netlink/af_netlink.c), so headers and structs are whole.
-KINDS = (events.RTM_NEWLINK, events.RTM_DELLINK, events.RTM_NEWADDR, events.RTM_DELADDR, events.RTM_NEWROUTE, events.RTM_DELROUTE)
+KINDS = (
+    events.RTM_NEWLINK, events.RTM_DELLINK, events.RTM_NEWADDR, events.RTM_DELADDR, events.RTM_NEWROUTE, events.RTM_DELROUTE,
+    events.RTM_NEWNETCONF,
+)  # fmt: skip
 WORDS = ("op", "ensure", "remove", "show", "status", "user", "users", "uid", "uids", "check", "persistent", "brief", "job", "root")
 STRUCT = 16  # bytes, of the longest struct behind a header
 

@@ -18,7 +18,7 @@ import time
 from typing import Any, Callable, Sequence
 
 from nodes import SITE, Node
-from uvn import client, store
+from uvn import client, events, store
 from uvn.errors import UvnError
 from uvn.keeper import Keeper
 from uvn.kernel import socket_index
@@ -215,6 +215,15 @@ def damaged_after_a_look(uid: int, script: str, number: int) -> None:
     keeper.user(uid, True)
     assert next(looks) > number, "there was no such look, so no damage"
     content(keeper)
+
+
+def told_of(script: str, *nics: str) -> events.Effects:
+    """What the kernel tells while a script runs, to a watcher that knows these NICs."""
+    watcher = events.Watcher(0, 0)
+    watcher.nics = {socket_index(nic) for nic in nics}
+    with events.listen() as listener:
+        subprocess.run(["sh", "-ec", script], check=True)
+        return events.drain(listener, watcher)
 
 
 def content(keeper: Keeper) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import time
 
 import pytest
-from daemon import configure, wait_for
+from daemon import LOG, configure, told_of, wait_for
 from uvn import client, store
 from uvn.membership import Membership
 
@@ -66,6 +66,35 @@ def test_a_nic_that_is_replaced_and_one_that_comes_after_the_login(host):
     subprocess.run(["ip", "link", "set", "v71p1", "master", "lan40", "up"], check=True)
     follows(host, "ip link set ib0 up; ip addr add 192.168.40.71/21 dev ib0; ip -6 addr add fd00:40::71/64 dev ib0 nodad", ALICE)
     assert host.index("ib0u2001")
+
+
+FORWARDING = {
+    "of one NIC": "sysctl -qw net.ipv4.conf.em1.forwarding={}",
+    "of IPv4": "sysctl -qw net.ipv4.ip_forward={}",
+    "of IPv6": "sysctl -qw net.ipv6.conf.all.forwarding={}",
+    "rp_filter, which is set with it": "sysctl -qw net.ipv4.conf.all.rp_filter={}",
+}
+
+
+@pytest.mark.parametrize("script", FORWARDING.values(), ids=FORWARDING.keys())
+def test_the_kernel_tells_of_forwarding_and_rp_filter(host, script):
+    host.stop()
+    for value in (1, 0):
+        host.sh(script.format(1 - value))
+        assert host.call(told_of, script.format(value), "em1").node
+    assert not host.call(told_of, "ip link add other type veth peer name another; ip link del other", "em1").node, "of other devices it need not"
+    host.start()
+
+
+@pytest.mark.parametrize("what", ["of one NIC", "of IPv4", "of IPv6"])
+def test_forwarding_that_somebody_switches_off_is_switched_on_again(host, what):
+    script = FORWARDING[what]
+    host.sh(script.format(1))
+    wait_for(lambda: client.request({"op": "status"})["node"]["drift"] == [], "as planned")
+    before = len(LOG.read_text())
+    host.sh(script.format(0))
+    wait_for(lambda: "replace sysctl" in LOG.read_text()[before:], "uvnd has put it back", seconds=30)
+    wait_for(lambda: client.request({"op": "status"})["node"]["drift"] == [], "as planned")
 
 
 ECHO = """

@@ -165,6 +165,20 @@ def test_what_the_site_s_firewall_takes_away_comes_back(host, script):
     assert "follow node: " in LOG.read_text()
 
 
+def test_another_program_may_be_first_in_forward_where_it_refuses_nothing(host):
+    def first():
+        return host.sh("iptables -S FORWARD").splitlines()[1]
+
+    host.sh("iptables -N other; iptables -I FORWARD -j other; iptables -A other -i em9 -j ACCEPT")
+    try:
+        assert planned(host) and first() == "-A FORWARD -j other"
+        host.sh("iptables -A other -i em9 -j DROP; nft add table other; nft delete table other")  # of iptables-legacy no notification tells
+        wait_for(lambda: first() == "-A FORWARD -j UVN-FORWARD", "the jump comes before what refuses", seconds=120)
+        wait_for(lambda: "(the jump to this chain comes after -A FORWARD -j other)" in LOG.read_text(), "the journal says why")
+    finally:
+        host.sh("iptables -D FORWARD -j other; iptables -F other; iptables -X other")
+
+
 def test_audit_drops_nothing_and_enforce_is_one_step_away(host):
     configure({**host.configuration, "mode": "audit"})
     try:

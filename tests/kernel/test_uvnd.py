@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
 import random
 import signal
 import subprocess
@@ -12,6 +14,8 @@ import time
 
 import pytest
 from daemon import (
+    FILES,
+    LOG,
     apply_part,
     configure,
     cut_off_everywhere,
@@ -62,6 +66,49 @@ def test_uvnd_is_killed_again_and_again_while_users_log_in(host, crowd):
         host.start()
         host.logged_in(name)
         assert host.whole(crowd[name])
+
+
+UNIT = pathlib.Path("/run/systemd/system/uvnd-test.service")
+SECONDS = 30  # of the watchdog in the test
+
+
+@pytest.fixture
+def supervised(host):
+    """uvnd as systemd runs it, but with a shorter watchdog; yields a function that gives its PID, 0 when it does not run."""
+    host.stop()
+    kept = ("[Service]", "Type=", "Restart", "TimeoutStop")
+    lines = [line for line in (FILES / "uvnd.service").read_text().splitlines() if line.startswith(kept)]
+    here = f"nsenter --target={os.getpid()} --mount nsenter --net=/run/netns/{host.name}"  # the second one sees what the first one enters
+    lines += [f"WatchdogSec={SECONDS}", f"ExecStart={here} /usr/sbin/uvn daemon", f"StandardOutput=append:{LOG}", f"StandardError=append:{LOG}"]
+    UNIT.parent.mkdir(exist_ok=True)
+    UNIT.write_text("\n".join(lines) + "\n")
+    subprocess.run(["systemctl", "daemon-reload"], check=True)
+    try:
+        subprocess.run(["systemctl", "start", UNIT.name], check=True)  # returns when uvnd is ready
+        assert host.answers()
+        show = ["systemctl", "show", "--value", "--property=MainPID", UNIT.name]
+        yield lambda: int(subprocess.run(show, stdout=subprocess.PIPE, check=True).stdout)
+    finally:
+        subprocess.run(["systemctl", "stop", UNIT.name], check=True)
+        UNIT.unlink()
+        subprocess.run(["systemctl", "daemon-reload"], check=True)
+        host.start()
+
+
+def test_a_uvnd_that_hangs_is_started_anew_and_says_where_it_hung(host, supervised):
+    first, before = supervised(), len(LOG.read_text())
+    os.kill(first, signal.SIGSTOP)
+    wait_for(lambda: supervised() not in (0, first), "systemd has started another one", seconds=10 * SECONDS)
+    wait_for(host.answers, "uvnd answers")
+    host.logged_in("alice")
+    assert host.whole(ALICE)
+    assert "Fatal Python error: Aborted" in LOG.read_text()[before:]
+
+
+def test_an_idle_uvnd_is_left_alone(host, supervised):
+    first = supervised()
+    time.sleep(2 * SECONDS)
+    assert supervised() == first and host.answers()
 
 
 @pytest.mark.parametrize("present", [True, False], ids=["making", "removing"])

@@ -43,6 +43,10 @@ def route(kind, table, oif, destination=1):
     return message(kind, events.RTMSG.pack(2, 24, 0, 0, small, 3, 0, 1, 0), attributes)
 
 
+def netconf(index):
+    return message(events.RTM_NEWNETCONF, bytes(4), [(events.NETCONFA_IFINDEX, struct.pack("=i", index)), (2, number(1))])
+
+
 LOOK, TOUCHED, HERS = Effects(look=True), Effects(look=True, touched=True), Effects(users={ALICE})
 NIC, UNKNOWN, DEVICE, DUMMY = 2, 50, 99, 7
 EVENTS = {
@@ -64,6 +68,11 @@ EVENTS = {
     "the dummy's local route": (route(events.RTM_NEWROUTE, 255, DUMMY), Effects(users={LINK_GROUP})),
     "the local route of a user's address on the dummy": (route(events.RTM_DELROUTE, 255, DUMMY, NAT6 + 2001), HERS),
     "a rule": (message(33, bytes(12)), LOOK),
+    "forwarding of all devices": (netconf(-1), Effects(node=True)),
+    "rp_filter of future devices": (netconf(-2), Effects(node=True)),
+    "forwarding of a NIC": (netconf(NIC), Effects(node=True)),
+    "forwarding of a user's device": (netconf(DEVICE), Effects()),
+    "forwarding of a new device": (netconf(UNKNOWN), Effects()),
     "two messages": (address(events.RTM_NEWADDR, DEVICE) + address(events.RTM_DELADDR, NIC), Effects(look=True, touched=True, users={ALICE})),
 }
 
@@ -90,9 +99,20 @@ def test_devices_are_learnt_and_forgotten(watcher):
 def test_our_own_doing_is_left_out():
     effects = Effects(look=True, users={ALICE, LINK_GROUP + 7}, gone={1: ALICE, 2: LINK_GROUP + 7})
     assert effects.without(ALICE) == Effects(look=True, users={LINK_GROUP + 7}, gone={2: LINK_GROUP + 7})
+    assert Effects(node=True).without(ALICE) == Effects(node=True)
+    assert Effects(node=True).without(LINK_GROUP) == Effects()
+
+
+def test_nothing_is_kept_of_devices_that_are_gone(watcher):
+    """A container host makes and deletes devices for ever."""
+    for index in range(200, 1200):
+        assert watcher.read(link(events.RTM_NEWLINK, index)) == LOOK
+        assert watcher.read(link(events.RTM_NEWLINK, index)) == Effects(), "told again, and the same"
+        assert watcher.read(link(events.RTM_DELLINK, index)) == LOOK
+    assert len(watcher._links) == 0
 
 
 @given(st.binary(max_size=120))
 def test_any_attributes_can_be_read(data):
-    for kind in (events.RTM_NEWLINK, events.RTM_NEWADDR, events.RTM_NEWROUTE):
+    for kind in (events.RTM_NEWLINK, events.RTM_NEWADDR, events.RTM_NEWROUTE, events.RTM_NEWNETCONF):
         Watcher(TABLE_BASE, NAT6).read(message(kind, bytes(16) + data))

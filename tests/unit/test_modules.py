@@ -159,6 +159,10 @@ def reconciler(monkeypatch):
         def __init__(self, site):
             self.site = site
 
+        @classmethod
+        def open(cls, site):
+            return cls(site)
+
         def __enter__(self):
             if self.error:
                 raise self.error

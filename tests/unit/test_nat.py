@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import pytest
 from uvn import nat
 from uvn.diff import Change
 from uvn.objects import Chain
@@ -46,3 +47,38 @@ def test_a_chain_is_refilled_and_its_jump_set_once():
 def test_a_chain_is_removed_with_its_jump():
     lines = nat.render([Change("delete", Chain(4, "nat", "UVN-POSTROUTING", ()))], SAVED).splitlines()
     assert lines[2:4] == ["-D POSTROUTING -j UVN-POSTROUTING", "-X UVN-POSTROUTING"]
+
+
+BEFORE = {
+    "an empty chain of another program": ("-j other", "", True),
+    "a chain that marks and returns": ("-j other", "-A other -j MARK --set-xmark 0x1/0x1\n-A other -p tcp -j RETURN\n", True),
+    "a chain that accepts": ("-j other", "-A other -i cni0 -j ACCEPT\n", True),
+    "a rule that counts": ("-p tcp", "", True),
+    "a rule that logs": ("-j LOG --log-prefix \"x\"", "", True),
+    "a rule that drops": ("-p tcp -j DROP", "", False),
+    "a chain that rejects": ("-j other", "-A other -j more\n-A more -i eth0 -j REJECT --reject-with icmp-port-unreachable\n", False),
+    "a rule that ends the chain": ("-p tcp -j RETURN", "", False),
+    "a chain that is gone to": ("-g other", "-A other -j MARK --set-xmark 0x1/0x1\n", False),
+    "a target that is not known": ("-j NFQUEUE --queue-num 0", "", False),
+    "chains that jump in a circle": ("-j other", "-A other -j more\n-A more -j other\n", False),
+}
+
+
+@pytest.mark.parametrize(("rule", "chains", "accepted"), BEFORE.values(), ids=BEFORE.keys())
+def test_what_cannot_refuse_may_come_before_our_jump(rule, chains, accepted):
+    """Of two programs that both want to be first, none must repair for ever."""
+    names = ":FORWARD DROP [0:0]\n:UVN-FORWARD - [0:0]\n:other - [0:0]\n:more - [0:0]\n"
+    (chain,) = nat.parse(4, f"*filter\n{names}-A FORWARD {rule}\n-A FORWARD -j UVN-FORWARD\n-A FORWARD -j DROP\n{chains}COMMIT\n")
+    assert chain.rules == (() if accepted else (f"(the jump to this chain comes after -A FORWARD {rule})",))
+
+
+def test_in_the_nat_table_an_accept_before_our_jump_would_leave_packets_untranslated():
+    jump = "-A POSTROUTING -j UVN-POSTROUTING\n"
+    (chain,) = nat.parse(4, SAVED.replace(jump, "-A POSTROUTING -o em1 -j ACCEPT\n" + jump))
+    assert chain.rules[-1] == "(the jump to this chain comes after -A POSTROUTING -o em1 -j ACCEPT)"
+
+
+def test_a_repair_says_which_rule_came_first():
+    (chain,) = nat.parse(4, "*filter\n:UVN-FORWARD - [0:0]\n-A FORWARD -j DROP\n-A FORWARD -j UVN-FORWARD\nCOMMIT\n")
+    change = Change("replace", Chain(4, "filter", "UVN-FORWARD", ()), chain)
+    assert str(change) == "replace chain iptables filter UVN-FORWARD (the jump to this chain comes after -A FORWARD -j DROP)"

@@ -5,9 +5,14 @@
 
 from __future__ import annotations
 
+import os
+import select
+import time
+
 import pytest
 from uvn import daemon, strays, witness
-from uvn.netlink import Refused
+from uvn.errors import UvnError
+from uvnd import Uvnd
 
 UDP = (
     "4,1204,99,-;uvn foreign: IN= OUT=vrf2002 SRC=127.0.0.1 DST=127.0.0.1 LEN=33 TOS=0x00 PREC=0x00 TTL=64 ID=1 DF PROTO=UDP SPT=4711 DPT=9 "
@@ -18,9 +23,10 @@ PING = "4,1205,99,-;uvn stray: IN= OUT=em1 SRC=fd00::1 DST=fd00::2 LEN=64 TC=0 H
 
 @pytest.fixture(autouse=True)
 def programs(monkeypatch):
+    sockets = [("udp", 4711, 0, 2002, 5), ("udp", 4711, 0, 2001, 6), ("tcp", 4711, 0, 2001, 7)]
     monkeypatch.setattr(witness.accounts, "name_of", {2001: "alice"}.get)
-    monkeypatch.setattr(strays, "_sockets", lambda: iter([("udp", 4711, 0, 2002, 5), ("udp", 4711, 0, 2001, 6), ("tcp", 4711, 0, 2001, 7)]))
-    monkeypatch.setattr(strays, "_holders", lambda inodes: {6: {"pid": 42, "program": "python3"}} if inodes == {6} else {})
+    monkeypatch.setattr(strays, "_sockets", lambda protocols: (found for found in sockets if found[0] in protocols))
+    monkeypatch.setattr(strays, "_holders", lambda wanted: {6: {"pid": 42, "program": "python3"}} if wanted == {2001: {6}} else {})
 
 
 def test_user_program_and_destination_are_named():
@@ -37,35 +43,80 @@ def test_other_records_are_passed_over(record):
     assert witness.describe(record) == ""
 
 
-def test_records_are_read_from_now_on(tmp_path, monkeypatch):
-    log = tmp_path / "kmsg"
-    log.write_text("4,1,1,-;uvn stray: of before")
-    here = witness.Witness(str(log))
-    parts = iter([UDP.encode(), BrokenPipeError(), b"6,1,2,-;other", BlockingIOError()])
+def test_a_program_that_cannot_be_looked_for_leaves_a_line_all_the_same(monkeypatch):
+    def failing(_protocols):
+        raise UvnError("the kernel did not answer")
 
-    def read(_descriptor, _size):
-        part = next(parts)
-        if isinstance(part, OSError):
-            raise part
-        return part
+    monkeypatch.setattr(strays, "_sockets", failing)
+    assert " program=unknown (the kernel did not answer) udp " in witness.describe(UDP)
 
-    monkeypatch.setattr(witness.os, "read", read)
-    assert len(here.read()) == 1
+
+class Log:
+    """A file in place of the kernel's log, and a pipe in place of the journal."""
+
+    def __init__(self, path):
+        self.path = path
+        self.path.write_text(UDP.replace("foreign", "before"))
+        self.journal, self._writer = os.pipe()
+
+    def say(self, line):
+        os.write(self._writer, f"{line}\n".encode())
+
+    def write(self, record):
+        with open(self.path, "a", encoding="ascii") as file:
+            file.write(record)
+
+    def said(self):
+        assert select.select([self.journal], [], [], 60)[0], "nothing was said"
+        return os.read(self.journal, 10000).decode()
+
+
+@pytest.fixture
+def log(tmp_path):
+    return Log(tmp_path / "kmsg")
+
+
+def test_a_process_of_its_own_reads_records_from_now_on_and_ends_with_uvnd(log, monkeypatch):
+    monkeypatch.setattr(witness, "PAUSE", 0)
+    here = witness.Witness(log.say, str(log.path))
+    try:
+        log.write(UDP)
+        assert log.said().startswith("guard foreign: alice uid=2001 program=python3 pid=42 ")
+        assert not select.select([here], [], [], 0)[0], "it runs"
+    finally:
+        here.close()  # waits for its end
+
+
+def test_no_login_waits_for_a_look_up_that_does_not_end(log, monkeypatch):
+    monkeypatch.setattr(strays, "holder", lambda *_asked: log.say("looking") or time.sleep(3600))
+    here = witness.Witness(log.say, str(log.path))
+    try:
+        log.write(UDP)
+        assert log.said() == "looking\n"
+        assert Uvnd().rounds([here]) == {"ok": True, "op": "status"}
+    finally:
+        os.kill(here._pid, 9)
+        here.close()
+
+
+def test_uvnd_goes_on_without_a_witness_that_has_ended(log, monkeypatch):
+    said = []
+    monkeypatch.setattr(daemon, "log", lambda text, error=False: said.append(text))
+    here = witness.Witness(log.say, str(log.path))
+    os.kill(here._pid, 9)
+    select.select([here], [], [])
+    witnesses = [here]
+    assert Uvnd().rounds(witnesses) == {"ok": True, "op": "status"}
+    assert witnesses == [] and "has ended" in said[0]
 
 
 def test_uvnd_goes_on_where_nothing_can_be_named(monkeypatch):
-    """A login must not fail because the kernel's log cannot be read, or the sockets of a program."""
+    """A login must not fail because the kernel's log cannot be read."""
     said = []
     monkeypatch.setattr(daemon, "log", lambda text, error=False: said.append(text))
-    monkeypatch.setattr(daemon, "Witness", lambda: witness.Witness("/nonexistent/kmsg"))
+    monkeypatch.setattr(daemon, "KMSG", "/nonexistent/kmsg")
     assert daemon._witnesses() == []
-
-    class Failing:
-        def read(self):
-            raise Refused(1, "the kernel refused")
-
-    daemon._testify([Failing()])
-    assert [text.split(":")[0] for text in said] == ["/dev/kmsg", "a program behind what the guard found cannot be named"]
+    assert [text.split(":")[0] for text in said] == ["/nonexistent/kmsg"]
 
 
 def test_a_name_that_would_forge_a_line_is_made_harmless():

@@ -9,11 +9,13 @@ import contextlib
 import grp
 import os
 import pwd
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Iterable, Iterator
 
 from .errors import UvnError
 from .identity import exempt_uid
 from .site import Site
+
+AT_ONCE = 500  # processes that are looked at before a login that waits is served
 
 
 def uid_of(name: str) -> int:
@@ -66,10 +68,19 @@ def running_uids(site: Site) -> list[int]:
     return sorted(uid for uid in real_uids() if not is_exempt(site, uid))
 
 
-def real_uids() -> set[int]:
-    """The real UIDs of all processes (/proc/PID/status), by which membership goes."""
-    uids = {uid_of_process(int(pid)) for pid in os.listdir("/proc") if pid.isdigit()}
-    return {uid for uid in uids if uid is not None}
+def real_uids(breathe: Callable[[], None] = lambda: None) -> set[int]:
+    """The real UIDs of all processes, by which membership goes. `breathe`: as of `processes`."""
+    return {uid for _pid, uid in processes(breathe)}
+
+
+def processes(breathe: Callable[[], None] = lambda: None) -> Iterator[tuple[int, int]]:
+    """PID and real UID of every process (/proc/PID/status); `breathe` is called every AT_ONCE of them, for users decide how many there are."""
+    for number, pid in enumerate(entry for entry in os.listdir("/proc") if entry.isdigit()):
+        if number % AT_ONCE == 0:
+            breathe()
+        uid = uid_of_process(int(pid))
+        if uid is not None:
+            yield int(pid), uid
 
 
 def uid_of_process(pid: int) -> int | None:

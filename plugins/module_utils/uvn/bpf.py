@@ -24,6 +24,7 @@ PIN_DIR = "/sys/fs/bpf/uvn"
 OBJECT_DIR = "/usr/lib/uvn"
 PRIORITY = 0x5556  # of our classifiers
 _TC_INGRESS, _TC_REPLACE = 1, 1  # enum bpf_tc_attach_point, BPF_TC_F_REPLACE
+_NO_CLASSIFIER = (-errno.ENOENT, -errno.EINVAL, -errno.ENODEV)  # no program of ours, no qdisc, no device
 
 
 class Full(UvnError):
@@ -152,6 +153,8 @@ class Classifier:
         """The id of the program, None if there is none."""
         options = _TcOptions(handle=1, priority=PRIORITY)
         result = libbpf().bpf_tc_query(self._hook(), options)
+        if result not in _NO_CLASSIFIER:
+            _check(result, "look for a classifier")
         _warnings.clear()  # libbpf warns of what is not there
         return options.prog_id if not result else None
 
@@ -172,7 +175,7 @@ class Classifier:
     def detach(self) -> None:
         """Take the program down; no program is no error."""
         result = libbpf().bpf_tc_detach(self._hook(), _TcOptions(handle=1, priority=PRIORITY))
-        if result not in (-errno.ENOENT, -errno.EINVAL, -errno.ENODEV):
+        if result not in _NO_CLASSIFIER:
             _check(result, "detach a classifier")
         _warnings.clear()
 

@@ -122,7 +122,7 @@ def _remove(arguments: argparse.Namespace) -> int:
 def _node(arguments: argparse.Namespace) -> int:
     from .reconcile import Reconciler
 
-    with Reconciler.open(arguments.site) as reconciler:
+    with Reconciler.open(load(arguments.site)) as reconciler:
         changes = reconciler.node(present=arguments.action != "remove", check=arguments.action == "show")
     for change in changes:
         print(f"{'would ' if arguments.action == 'show' else ''}{change}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Sequence
 
-from .objects import Address, Element, Guard, Member, Object, Route, Vrf, Vxlan
+from .objects import Address, Chain, Element, Guard, Member, Object, Route, Vrf, Vxlan
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Change:
         return result
 
     def __str__(self) -> str:
-        return f"{self.op} {self.object.kind} {self.object.name}"
+        flaw = self.before.flaw if isinstance(self.before, Chain) else ""
+        return f"{self.op} {self.object.kind} {self.object.name}{flaw and f' {flaw}'}"
 
 
 def diff(desired: Sequence[Object], observed: Sequence[Object]) -> list[Change]:
@@ -39,7 +40,8 @@ def diff(desired: Sequence[Object], observed: Sequence[Object]) -> list[Change]:
     wanted = {obj.key: obj for obj in desired}
     there = {obj.key: obj for obj in observed}
     doomed = _doomed_links(wanted, there)
-    lost = {key for key, obj in there.items() if _lost_with(obj, doomed) or _lost_with_guard(obj, wanted, there)}
+    devices, guard_goes = {key[1] for key in doomed}, _guard_is_replaced(wanted, there)
+    lost = {key for key, obj in there.items() if _lost_with(obj, devices) or (guard_goes and isinstance(obj, Element))}
 
     changes = [Change("delete", there[key]) for key in reversed(list(there)) if key in lost and isinstance(there[key], Member)]
     changes += [Change("delete", obj) for obj in there.values() if isinstance(obj, Vxlan) and obj.key in doomed]
@@ -65,14 +67,13 @@ def _doomed_links(wanted: dict, there: dict) -> set:
     return doomed | {key for key, obj in links.items() if isinstance(obj, Vxlan) and obj.vrf in vrfs}
 
 
-def _lost_with(obj: Object, doomed: set) -> bool:
-    """Whether the kernel drops an object together with the links, or it must go before them."""
-    devices = {key[1] for key in doomed}
+def _lost_with(obj: Object, devices: set) -> bool:
+    """Whether the kernel drops an object together with the links of these names, or it must go before them."""
     if isinstance(obj, (Address, Member)):
         return obj.device in devices
     return isinstance(obj, Route) and any(nexthop.device in devices for nexthop in obj.nexthops)
 
 
-def _lost_with_guard(obj: Object, wanted: dict, there: dict) -> bool:
-    """Whether an element goes with a guard that is replaced as a whole."""
-    return isinstance(obj, Element) and any(isinstance(guard, Guard) and wanted.get(key) not in (None, guard) for key, guard in there.items())
+def _guard_is_replaced(wanted: dict, there: dict) -> bool:
+    """Whether a guard is replaced as a whole, its elements included."""
+    return any(isinstance(guard, Guard) and wanted.get(key) not in (None, guard) for key, guard in there.items())

@@ -12,15 +12,20 @@ from typing import Iterator
 from .identity import LINK_GROUP, LINK_GROUP_MASK
 from .netlink import HEADER, IFADDR, IFINFO, RTMSG, Message, attributes_of, number_of, split
 
-# RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE (include/uapi/linux/rtnetlink.h), RTNLGRP_IPV6_RULE
-EVENTS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18
+# RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE (include/uapi/linux/rtnetlink.h), RTNLGRP_IPV6_RULE,
+# RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF
+EVENTS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18 | 1 << 23 | 1 << 24
 INDEX_MAX = 0xFFFFFF  # what LINK_GROUP_MASK leaves
 RECEIVE_BUFFER = 8 * 2**20  # bytes; what does not fit is lost and makes us look at everything
 SO_RCVBUFFORCE = 33
 RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR, RTM_NEWROUTE, RTM_DELROUTE = 16, 17, 20, 21, 24, 25
+RTM_NEWNETCONF, RTM_DELNETCONF = 80, 81
 IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_GROUP = 3, 4, 10, 27
 IFA_ADDRESS = 1
 RTA_DST, RTA_OIF, RTA_TABLE = 1, 4, 15
+NETCONFA_IFINDEX = 1  # include/uapi/linux/netconf.h
+ALL, DEFAULT = 0xFFFFFFFF, 0xFFFFFFFE  # NETCONFA_IFINDEX_ALL and _DEFAULT, -1 and -2
+NETCONF = 4  # bytes of struct netconfmsg, padded
 IFF_UP = 1
 AF_BRIDGE = 7
 NETLINK_NETFILTER = 12
@@ -35,32 +40,32 @@ class Effects:
     ----------
     look: the node's NICs, addresses, routes or rules may have changed.
     touched: an address or the state of a NIC did, and the kernel may have dropped routes of any table without a word.
-    firewall: tables, chains, rules or elements of nftables changed.
+    node: what the node has for all users may have changed: nftables, forwarding or rp_filter.
     users: link groups of users whose devices, addresses or routes changed.
     gone: interface indices of users' devices that were deleted, with their link groups.
     """
 
     look: bool = False
     touched: bool = False
-    firewall: bool = False
+    node: bool = False
     users: set[int] = field(default_factory=set)
     gone: dict[int, int] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return self.look or self.touched or self.firewall or bool(self.users)
+        return self.look or self.touched or self.node or bool(self.users)
 
     def add(self, other: Effects) -> None:
         """Join what another run asks for."""
         self.look |= other.look
         self.touched |= other.touched
-        self.firewall |= other.firewall
+        self.node |= other.node
         self.users |= other.users
         self.gone.update(other.gone)
 
     def without(self, group: int) -> Effects:
-        """The same but for one user."""
+        """The same but for one user, or for the node (LINK_GROUP)."""
         gone = {index: owner for index, owner in self.gone.items() if owner != group}
-        return Effects(self.look, self.touched, self.firewall, self.users - {group}, gone)
+        return Effects(self.look, self.touched, self.node and group != LINK_GROUP, self.users - {group}, gone)
 
 
 class Watcher:
@@ -86,6 +91,8 @@ class Watcher:
                 self._address(message, effects)
             elif message.kind in (RTM_NEWROUTE, RTM_DELROUTE):
                 self._route(message, effects)
+            elif message.kind in (RTM_NEWNETCONF, RTM_DELNETCONF):
+                self._netconf(message, effects)
             else:
                 effects.look = True  # rules
         return effects
@@ -103,7 +110,10 @@ class Watcher:
         about = None if deleted else (flags, *(attributes.get(number) for number in (IFLA_IFNAME, IFLA_MTU, IFLA_MASTER)))
         if deleted or self._links.get(index) != about:  # a NIC that gets a VXLAN on top is told of as well
             effects.look = True
-        self._links[index] = about
+        if deleted:
+            self._links.pop(index, None)
+        else:
+            self._links[index] = about
         effects.touched |= index in self.nics and bool(deleted or changed & IFF_UP)
 
     def _device(self, index: int, group: int, deleted: bool, effects: Effects) -> None:
@@ -135,6 +145,11 @@ class Watcher:
         else:
             effects.look = True
 
+    def _netconf(self, message: Message, effects: Effects) -> None:
+        """The kernel tells of every new device as well; what concerns the node is that of its NICs, and of all devices."""
+        index = number_of(attributes_of(message.data, HEADER.size + NETCONF).get(NETCONFA_IFINDEX))
+        effects.node |= index in (ALL, DEFAULT) or index in self.nics
+
     def _owner(self, device: int, address: bytes | None) -> int:
         """The link group of the user to whom an address or a route on one of our devices belongs."""
         index = int.from_bytes(address, "big") - self._nat6 if address else 0
@@ -142,7 +157,7 @@ class Watcher:
 
 
 def listen() -> socket.socket:
-    """A socket with notifications of links, addresses, routes and rules."""
+    """A socket with notifications of links, addresses, routes, rules, forwarding and rp_filter."""
     return _listen(socket.NETLINK_ROUTE, EVENTS)
 
 
@@ -161,7 +176,7 @@ def drain(events: socket.socket, watcher: Watcher) -> Effects:
 
 def drain_nftables(events: socket.socket) -> Effects:
     """The effect of all notifications that wait."""
-    return Effects(firewall=bool(list(_waiting(events))))
+    return Effects(node=bool(list(_waiting(events))))
 
 
 def _listen(protocol: int, groups: int) -> socket.socket:

@@ -63,6 +63,9 @@ class Table:
     def __init__(self) -> None:
         self._netlink = Netlink(NETLINK_NETFILTER)
 
+    def close(self) -> None:
+        self._netlink.close()
+
     def exists(self) -> bool:
         """Whether there is such a table, whatever is in it."""
         return self._has(_message(NFT_MSG_GETTABLE, 0, [(NFTA_TABLE_NAME, _text(TABLE))]))

@@ -10,6 +10,7 @@ It holds nothing that the kernel does not know but when a user's process was see
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
@@ -31,13 +32,15 @@ CALM = 60  # seconds without a repair after which nobody is suspected any more o
 PATIENCE = 6  # repairs in a row after which the wait between them grows no longer: SETTLE * 2 ** PATIENCE, 13 s
 SWEEP = 60  # seconds between two looks at who has left
 RETRY = 10  # seconds until what failed as a whole is tried again, as with a site file that cannot be read
+EVERYBODY = 30  # sweeps from one comparison of all networks to the next, whatever was told or missed
+LOCK_WAIT = 30  # seconds that another program may have the lock; a login waits for 60
 
 
 class Keeper:
     """The one Reconciler of uvnd, and what the kernel told since it was used last.
 
     `between` is called between two users of a long piece of work, so that a login need not wait for its end. What it does is not interrupted
-    in turn.
+    in turn. `alive` is called at least as often, and whenever a piece of work has come to its end.
     """
 
     def __init__(self, site_path: str = PATH) -> None:
@@ -51,11 +54,17 @@ class Keeper:
         self._since = time.monotonic()  # when the kernel told the first of the effects
         self._due = 0.0
         self._mended = (0, 0.0)  # repairs in a row, and when the last was
-        self._sweep_due = 0.0
+        self._repaired = ""  # the last one, as in the journal
+        self._failed = events.Effects()  # what could not be mended, and is tried again
+        self._failures, self._again = 0, 0.0  # runs in a row that left such, and when the next is due
+        self._gone: set[int] = set()  # indices of deleted devices that membership may still have
+        self._said: dict[str, str] = {}  # what goes on failing, and the sentence that the journal has of it
+        self._sweep_due, self._sweeps = 0.0, 0
         self._seen: dict[int, float] = {}  # when a user's process was seen last
         self._leaving: set[int] = set()  # users whose logins ask again, and whose networks go with the next sweep
         self.events, self.nftables = events.listen(), events.listen_to_nftables()
         self.between: Callable[[], None] = lambda: None
+        self.alive: Callable[[], None] = lambda: None
         self._breathing = False
         self._removed: set[int] = set()  # on request, since the last piece of work on many users began
 
@@ -72,12 +81,17 @@ class Keeper:
         except OSError:
             stamp = None
         if self._reconciler is None or stamp is None or stamp != self._stamp:
-            self._reconciler = Reconciler(load(self._site_path))
-            self._stamp, self._host = stamp, None
+            site = load(self._site_path)
+            with contextlib.ExitStack() as failing:
+                reconciler = Reconciler(site, LOCK_WAIT)
+                failing.callback(reconciler.close)
+                devices = reconciler.kernel.devices("vrf", "vxlan", "dummy")
+                failing.pop_all()
+            if self._reconciler:
+                self._reconciler.close()
+            self._reconciler, self._stamp, self._host = reconciler, stamp, None
             self._effects.add(events.Effects(look=True, touched=True))
             self._reconciler.changed = self._changed
-            devices = self._reconciler.kernel.devices("vrf", "vxlan", "dummy")
-            site = self._reconciler.site
             self._watcher = events.Watcher(site.table_base, int(site.nat6[0]), devices)
             self._sweep_due = min(self._sweep_due, time.monotonic() + sweep_interval(site))
         return self._reconciler
@@ -92,6 +106,7 @@ class Keeper:
 
     def breathe(self) -> None:
         """Between two users of a long piece of work."""
+        self.alive()
         if not self._breathing:
             self._breathing = True
             try:
@@ -110,43 +125,66 @@ class Keeper:
         """Take note of what the kernel told."""
         self._note(events.drain(self.events, self._watcher))
         self._note(events.drain_nftables(self.nftables))
+        if self._gone and self._reconciler:
+            with self._reconciler as reconciler:
+                reconciler.forget_devices(self._gone)
+            self._gone = set()
 
     def wait(self) -> float:
         """Seconds until `work` has something to do."""
-        due = min(self._due, self._sweep_due) if self._effects else self._sweep_due
-        return max(0.0, due - time.monotonic())
+        due = [self._sweep_due, *([self._due] if self._effects else []), *([self._again] if self._failed else [])]
+        return max(0.0, min(due) - time.monotonic())
 
     def work(self) -> None:
         """What is due: mend what the kernel told of, look who has left."""
         now = time.monotonic()
-        if self._effects and now >= self._due:
-            self._due = now + RETRY  # unless it succeeds, or more happens
-            attempt(self._follow)
+        if (self._effects and now >= self._due) or (self._failed and now >= self._again):
+            self._due = self._again = now + RETRY  # unless it succeeds, or more happens
+            self.attempt(self._follow)
         if now >= self._sweep_due:
             self._sweep_due = now + SWEEP
-            attempt(self._sweep)
+            self.attempt(self._sweep)
+
+    def attempt(self, action: Callable[[], Any]) -> Any:
+        """Run a part of uvnd whose failure must not end it; None when it failed."""
+        return self._attempt(action.__name__.strip("_"), action)
+
+    def _attempt(self, what: str, action: Callable[[], Any]) -> Any:
+        """The journal is told of a failure once, until it is over or another one."""
+        try:
+            result = action()
+        except UvnError as error:
+            sentence = str(error)
+        except Exception:
+            sentence = traceback.format_exc()
+        else:
+            self._said.pop(what, None)
+            return result
+        if self._said.get(what) != sentence:
+            self._said[what] = sentence
+            log(f"{what} failed: {sentence}", error=True)
+        return None
 
     def _reconcile(self, uid: int, present: bool, check: bool = False) -> list[Change]:
+        self.alive()
         with self.reconciler() as reconciler:
             self.read()
             return reconciler.user(uid, present, check, self._known_host(reconciler))
 
     def _changed(self, group: int) -> None:
         """What was told of a user or of the node until now is our own doing."""
+        self.alive()
         self._note(events.drain(self.events, self._watcher).without(group))
         events.drain_nftables(self.nftables)
 
     def _note(self, effects: events.Effects) -> None:
         if effects.look or effects.touched:
             self._host = None
-        if effects.gone and self._reconciler:
-            self._reconciler.forget_devices(set(effects.gone))
+        self._gone |= set(effects.gone)
         if effects and not self._effects:
             self._since = time.monotonic()
         if effects:
-            repairs, last = self._mended
-            suspicion = min(repairs, PATIENCE) if time.monotonic() - last < CALM else 0
-            self._due = time.monotonic() + SETTLE * 2**suspicion
+            self._due = time.monotonic() + SETTLE * 2 ** min(self._repairs(), PATIENCE)
         self._effects.add(effects)
 
     def _known_host(self, reconciler: Reconciler) -> Host:
@@ -157,26 +195,64 @@ class Keeper:
         return self._host
 
     def _follow(self) -> None:
-        """Bring to the plan what may have changed: the node and everybody, or some users."""
+        """Bring to the plan what may have changed, or could not be mended before; nothing of it is forgotten before it is done."""
         with self.reconciler() as reconciler:
-            effects, since, self._effects = self._effects, self._since, events.Effects()
-            before, self._followed = self._followed, self._snapshot(reconciler)
-            if effects.touched or LINK_GROUP in effects.users or (effects.look and before != self._followed):
-                mended = self._mend_all(reconciler)
-            else:
-                mended = effects.firewall and mend("node", reconciler.node)
-                uids = {uid for uid in map(reconciler.uid_of_group, effects.users) if uid is not None}
-                mended |= self._mend_users(reconciler, uids)
-        if mended:
-            log(f"follow: ended {1000 * (time.monotonic() - since):.0f} ms after the kernel told")
-        if mended and before and before[0] == self._followed[0]:  # the node is as it was: somebody undid what we did
-            self._mended = self._mended[0] + 1, time.monotonic()
+            told, effects = self._since if self._effects else None, self._effects
+            effects.add(self._failed)
+            self._effects, self._failed = events.Effects(), events.Effects()
+            try:
+                mended = self._mend(reconciler, effects)
+            except Exception:
+                self._effects.add(effects)
+                raise
+        self._failures = self._failures + 1 if self._failed else 0
+        self._again = time.monotonic() + SETTLE * 2 ** min(self._failures, PATIENCE)
+        if mended and told and not self._failed:
+            log(f"follow: ended {1000 * (time.monotonic() - told):.0f} ms after the kernel told")
+
+    def _mend(self, reconciler: Reconciler, effects: events.Effects) -> bool:
+        """Whether there was something to mend: of the node and everybody, or of some users."""
+        before, after = self._followed, self._snapshot(reconciler)
+        if effects.touched or LINK_GROUP in effects.users or (effects.look and before != after):
+            mended = self._mend_all(reconciler)
+        else:
+            mended = effects.node and self._mend_node(reconciler)
+            uids = {uid for uid in map(reconciler.uid_of_group, effects.users) if uid is not None}
+            mended |= self._mend_users(reconciler, uids)
+        self._followed = after
+        if mended and before and before[0] == after[0]:  # the node is as it was: somebody undid what we did
+            self._undone()
+        return mended
+
+    def _undone(self) -> None:
+        repairs = self._repairs() + 1
+        self._mended = repairs, time.monotonic()
+        if repairs == PATIENCE:
+            log(f"another program undoes what uvnd does, {repairs} times in a row by now: {self._repaired}", error=True)
+
+    def _repairs(self) -> int:
+        """In a row, without calm in between."""
+        repairs, last = self._mended
+        return repairs if time.monotonic() - last < CALM else 0
 
     def _mend_all(self, reconciler: Reconciler) -> bool:
         """Users first, whose connections wait; unless there is no ground for them to stand on."""
-        mended = not reconciler.node_is_up() and mend("node", reconciler.node)
+        mended = not reconciler.node_is_up() and self._mend_node(reconciler)
         mended |= self._mend_users(reconciler, reconciler.known_uids())
-        return mended | mend("node", reconciler.node)
+        return mended | self._mend_node(reconciler)
+
+    def _mend_node(self, reconciler: Reconciler) -> bool:
+        changes = self._repair("node", reconciler.node)
+        self._failed.node |= changes is None
+        return bool(changes)
+
+    def _repair(self, what: str, repair: Callable[[], list[Change]]) -> list[Change] | None:
+        """The changes that it took; None when it failed, which does not keep the others from it."""
+        changes = self._attempt(f"follow {what}", repair)
+        if changes:
+            self._repaired = f"{what}: {counted(changes)}: {'; '.join(map(str, changes[:10]))}"
+            log(f"follow {self._repaired}")
+        return changes
 
     def _snapshot(self, reconciler: Reconciler) -> tuple[Host, tuple]:
         self.read()
@@ -191,7 +267,10 @@ class Keeper:
             self.breathe()
             if uid in self._removed:
                 continue
-            mended |= mend(label(uid), functools.partial(self._reconcile, uid, uid in wanted))
+            changes = self._repair(label(uid), functools.partial(self._reconcile, uid, uid in wanted))
+            if changes is None:
+                self._failed.users |= {reconciler.group_of(uid)} - {None}
+            mended |= bool(changes)
         return mended
 
     # -- leaving ---------------------------------------------------------------------------------------------------
@@ -203,13 +282,16 @@ class Keeper:
         """
         with self.reconciler() as reconciler:
             self._sweep_due = time.monotonic() + sweep_interval(reconciler.site)
-            present = accounts.real_uids() | reconciler.store.persistent()
+            self._sweeps += 1
+            if self._sweeps % EVERYBODY == 0:
+                self._note(events.Effects(touched=True))
+            present = accounts.real_uids(self.breathe) | reconciler.store.persistent()
             for uid in reconciler.uids():
                 self.breathe()
                 self._look_after(reconciler, uid, uid in present)
             self._mend_users(reconciler, reconciler.misplaced())
-            mend("node", reconciler.node)  # of iptables-legacy no notification tells
-        withdraw_strangers()
+            self._mend_node(reconciler)  # of iptables-legacy no notification tells
+            withdraw_strangers()
 
     def _look_after(self, reconciler: Reconciler, uid: int, present: bool) -> None:
         now, idle = time.monotonic(), reconciler.site.idle
@@ -223,11 +305,10 @@ class Keeper:
         elif uid not in self._leaving:
             withdraw(uid)
             self._leaving.add(uid)
-        else:
+        elif self._repair(label(uid), functools.partial(self._reconcile, uid, False)) is not None:  # else with the next sweep
+            log(f"remove {label(uid)}: no process for {idle} s")
             self._leaving.discard(uid)
             del self._seen[uid]
-            log(f"remove {label(uid)}: no process for {idle} s")
-            mend(label(uid), functools.partial(self._reconcile, uid, False))
 
 
 def sweep_interval(site: Site) -> float:
@@ -246,23 +327,6 @@ def log(text: str, error: bool = False) -> None:
     print(f"<{3 if error else 6}>{line}", flush=True)
 
 
-def mend(what: str, repair: Callable[[], list[Change]]) -> bool:
-    """Whether there was something to mend; what cannot be mended is logged and does not keep the others from it."""
-    try:
-        changes = repair()
-    except UvnError as error:
-        log(f"follow {what} failed: {error}", error=True)
-        return True
-    if changes:
-        log(f"follow {what}: {len(changes)} changes: {'; '.join(map(str, changes[:10]))}")
-    return bool(changes)
-
-
-def attempt(action: Callable[[], Any]) -> None:
-    """Run a part of the daemon whose failure must not end it."""
-    try:
-        action()
-    except UvnError as error:
-        log(f"{action.__name__.strip('_')} failed: {error}", error=True)
-    except Exception:
-        log(f"{action.__name__.strip('_')} failed: {traceback.format_exc()}", error=True)
+def counted(changes: Sequence[Any]) -> str:
+    """The number of changes, as log lines give it."""
+    return f"{len(changes)} change{'' if len(changes) == 1 else 's'}"

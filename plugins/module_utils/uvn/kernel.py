@@ -652,8 +652,10 @@ def _read_sysctl(path: str) -> str | None:
     try:
         with open(f"/proc/sys/{path}", encoding="ascii") as file:
             return file.read().strip()
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UvnError(f"cannot read the sysctl {path}: {error.strerror}") from None
 
 
 def _write_sysctl(path: str, value: str) -> None:

@@ -20,10 +20,15 @@ PREFIX = "UVN-"
 COMMANDS = {4: "iptables", 6: "ip6tables"}
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 TIMEOUT = 30  # seconds, for the lock that iptables takes
+PASS = {"LOG", "NFLOG", "TRACE", "MARK", "CONNMARK", "CT", "DSCP", "TCPMSS"}  # targets after which the next rule comes
+DEPTH = 10  # of chains that jump to chains
 
 
 def observe() -> list[Object]:
-    """Our chains as the kernel has them; one that is not jumped to exactly once first in its built-in chain differs."""
+    """Our chains as the kernel has them; one that is not jumped to exactly once, before all that may decide otherwise, differs.
+
+    Others want to be first as well. What cannot decide against our chain may come before it, or two programs would repair for ever.
+    """
     return [chain for version in COMMANDS for chain in parse(version, _run(version, "-save", []))]
 
 
@@ -34,11 +39,27 @@ def parse(version: int, text: str) -> list[Object]:
         lines = body.splitlines()
         for name in re.findall(rf"^:({PREFIX}\S+) ", body, re.MULTILINE):
             rules = [line[len(f"-A {name} ") :] for line in lines if line.startswith(f"-A {name} ")]
-            hook = [line for line in lines if line.startswith(f"-A {_builtin(name)} ")]
-            if hook.count(_jump(name)) != 1 or hook[0] != _jump(name):
-                rules.append("(the jump to this chain is not the first rule)")
-            chains.append(Chain(version, table, name, tuple(rules)))
+            chains.append(Chain(version, table, name, (*rules, *_misplaced(table, name, lines))))
     return chains
+
+
+def _misplaced(table: str, name: str, lines: Sequence[str]) -> list[str]:
+    """What is wrong with the jump to a chain of ours, in the place of a rule."""
+    hook = [line for line in lines if line.startswith(f"-A {_builtin(name)} ")]
+    if hook.count(_jump(name)) != 1:
+        return ["(the jump to this chain is missing, or there twice)"]
+    before = hook[: hook.index(_jump(name))]
+    return [f"(the jump to this chain comes after {line})" for line in before if not _passes(line, table, lines)][:1]
+
+
+def _passes(rule: str, table: str, lines: Sequence[str], depth: int = 0) -> bool:
+    """Whether a packet that our chain accepts or translates still is after a rule."""
+    found = re.search(r" -[jg] (\S+)", rule)
+    target = found.group(1) if found else "LOG"  # a rule without a target counts
+    if any(line.startswith(f":{target} ") for line in lines):  # a chain
+        inside = (line for line in lines if line.startswith(f"-A {target} "))
+        return depth < DEPTH and " -g " not in rule and all(_passes(line, table, lines, depth + 1) for line in inside)
+    return target in PASS or (target == "ACCEPT" and table == "filter") or (target == "RETURN" and depth > 0)
 
 
 def apply(changes: Sequence[Change]) -> None:

@@ -82,13 +82,16 @@ class Netlink:
             last = messages.pop()
             if any(message.flags & NLM_F_DUMP_INTR for message in (*messages, last)):
                 continue
-            error = _refused(last)
-            if error.code in (errno.ENOENT, errno.ENODEV):  # a routing table that does not exist is empty, so is a device that has just gone
-                return []
-            if error.code:
-                raise UvnError(f"the kernel refused to list what message type {HEADER.unpack_from(request)[1]} asks for: {error}")
-            return messages
+            return messages if _complete(last, request) else []
         raise UvnError(f"the kernel's tables changed during {DUMP_TRIES} dumps in a row; try again when the node is calmer")
+
+    def each(self, request: bytes) -> Iterator[Message]:
+        """The same one by one as they come, for what may be too much to keep; what changes meanwhile may be missing, or there twice."""
+        for message in self._receive({self._send([request])}):
+            if message.kind in (NLMSG_ERROR, NLMSG_DONE):
+                _complete(message, request)
+            else:
+                yield message
 
     def apply(self, requests: Sequence[bytes]) -> list[Refused | None]:
         """Send requests together; for each what the kernel refused, or None. It carries out those after a refused one."""
@@ -215,6 +218,16 @@ def _open(protocol: int) -> socket.socket:
     opened.settimeout(TIMEOUT)
     opened.bind((0, 0))
     return opened
+
+
+def _complete(last: Message, request: bytes) -> bool:
+    """Whether a dump came to its end; False where there is nothing to list. Raises UvnError when the kernel refused it."""
+    error = _refused(last)
+    if error.code in (errno.ENOENT, errno.ENODEV):  # a routing table that does not exist is empty, so is a device that has just gone
+        return False
+    if error.code:
+        raise UvnError(f"the kernel refused to list what message type {HEADER.unpack_from(request)[1]} asks for: {error}")
+    return True
 
 
 def _refused(message: Message) -> Refused:

@@ -218,6 +218,11 @@ class Chain(Object):
     def name(self) -> str:
         return f"{'iptables' if self.version == 4 else 'ip6tables'} {self.table} {self.chain}"
 
+    @property
+    def flaw(self) -> str:
+        """What is wrong with the jump, as nat.parse has it in the place of a last rule."""
+        return self.rules[-1] if self.rules and self.rules[-1].startswith("(") else ""
+
 
 @dataclass(frozen=True)
 class Guard(Object):

@@ -9,9 +9,7 @@ uvnd, the boot unit, the command line and the Ansible module uvn_host all come t
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-from typing import Callable, Iterable, Sequence
+from typing import Callable, Iterable, Iterator, Sequence
 
 from . import abstract, accounts, guard, nat, plan
 from .diff import Change, diff
@@ -19,12 +17,14 @@ from .errors import NoNetwork, UvnError
 from .identity import LINK_GROUP, Identity, exempt_uid, identify, reply_table, uid_of_index
 from .ingress import Gate
 from .kernel import Kernel, index_name, socket_index, sysctls
+from .lock import Lock
 from .membership import EXEMPT, Config, Membership
 from .objects import TABLE_LOCAL, Chain, Classifier, Element, Guard, Ingress, Member, Object, Program, Rule, Vrf, Vxlan
-from .site import PATH, Site, load
+from .site import Site
 from .store import RUN, Store, vouch, vouched, withdraw
 from .underlay import Host
 
+LOCK_WAIT = 600  # seconds that one other process may have the lock
 PASSES = 3  # some changes undo others in the kernel (the last address of a link takes its routes along)
 
 
@@ -34,9 +34,10 @@ class Reconciler:
     Methods return the changes of the first pass, which check mode announces without making them, and raise UvnError.
     `changed` is called after changes and before they are read back, with the link group of the user, or LINK_GROUP for the node: what
     the kernel told of it until then was our own doing, what others undo from then on is news.
+    `wait` is the time in seconds that one other process may have the lock; UvnError after that.
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, wait: float = LOCK_WAIT) -> None:
         self.site = site
         self.kernel = Kernel()
         self.membership = Membership()
@@ -45,12 +46,20 @@ class Reconciler:
         self.gate = Gate()
         self.store = Store()
         self.changed: Callable[[int], None] = lambda group: None
+        self._lock = Lock(f"{RUN}/lock", wait)
         self._entered = 0
 
     @classmethod
-    def open(cls, site_path: str = PATH) -> Reconciler:
-        """Load the site and take the lock, waiting for whoever has it."""
-        return cls(load(site_path))
+    @contextlib.contextmanager
+    def open(cls, site: Site) -> Iterator[Reconciler]:
+        """One for the length of a `with`: takes the lock, waiting for whoever has it, and closes all at the end."""
+        with contextlib.closing(cls(site)) as reconciler, reconciler:
+            yield reconciler
+
+    def close(self) -> None:
+        """Close the sockets to the kernel."""
+        self.kernel.close()
+        self.guard.close()
 
     @property
     def held(self) -> bool:
@@ -59,16 +68,14 @@ class Reconciler:
 
     def __enter__(self) -> Reconciler:
         if not self._entered:
-            os.makedirs(RUN, mode=0o755, exist_ok=True)
-            self._lock = os.open(f"{RUN}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._lock.acquire()
         self._entered += 1
         return self
 
     def __exit__(self, *_exc: object) -> None:
         self._entered -= 1
         if not self._entered:
-            os.close(self._lock)
+            self._lock.release()
 
     # -- users -----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from . import accounts, strays
 from .diff import Change
 from .errors import UvnError
 from .identity import identify
-from .keeper import Keeper, label, log
+from .keeper import Keeper, counted, label, log
 from .reconcile import Reconciler
 from .site import Site
 from .store import vouched
@@ -85,7 +85,7 @@ class Service:
                     "sockets": reconciler.membership.counters(),
                     "guard": {**reconciler.guard.counters(), "received": sum(reconciler.membership.strays().values())},
                     "abstract": {"attached": reconciler.abstract.current(), **reconciler.abstract.counters()},
-                    "strays": strays.find(reconciler.device_of),
+                    "strays": strays.find(reconciler.device_of, self._keeper.breathe),
                     "drift": [str(change) for change in reconciler.node(check=True)],
                 },
             }
@@ -121,7 +121,7 @@ class Service:
         start = time.monotonic()
         changes = self._keeper.user(uid, present, check)
         if not check:
-            outcome = f"{len(changes)} changes" if changes else "unchanged"
+            outcome = counted(changes) if changes else "unchanged"
             action = "ensure" if present else "remove"
             log(f"{action} {label(uid)}: {outcome} in {1000 * (time.monotonic() - start):.0f} ms")
         return changes
