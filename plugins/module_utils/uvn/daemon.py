@@ -36,7 +36,7 @@ def main(site_path: str = PATH) -> int:
     keeper.between = functools.partial(_serve_waiting, service, listener)
     while True:
         keeper.work()
-        select.select([listener, keeper.events, keeper.nftables, *witnesses], [], [], keeper.wait())
+        select.select([listener, keeper.events, keeper.nftables, keeper.inquiry, *witnesses], [], [], keeper.wait())
         keeper.read()
         _testify(witnesses)
         _serve_waiting(service, listener)

@@ -23,13 +23,14 @@ from .identity import LINK_GROUP
 from .kernel import socket_index
 from .reconcile import Reconciler
 from .site import PATH, Site, load
-from .store import withdraw, withdraw_strangers
+from .store import vouched, withdraw, withdraw_strangers
 from .underlay import Host
 
 SETTLE = 0.2  # seconds of quiet after a network event before the node is looked at
 CALM = 60  # seconds without a repair after which nobody is suspected any more of undoing ours
 PATIENCE = 6  # repairs in a row after which the wait between them grows no longer: SETTLE * 2 ** PATIENCE, 13 s
 SWEEP = 60  # seconds between two looks at who has left
+PATIENCE = 30  # seconds after which a directory that has not answered counts as silent
 RETRY = 10  # seconds until what failed as a whole is tried again, as with a site file that cannot be read
 
 
@@ -58,6 +59,11 @@ class Keeper:
         self.between: Callable[[], None] = lambda: None
         self._breathing = False
         self._removed: set[int] = set()  # on request, since the last piece of work on many users began
+        self.inquiry = accounts.Inquiry()
+        self._answers: accounts.Answers | None = None  # of the directory, not heeded yet
+        self._silent = False  # whether the directory was when it was asked last
+        for name, uid in vouched().items():
+            accounts.learn(uid, name)
 
     def reconciler(self) -> Reconciler:
         """The one of the site file as it is now; it stays open as long as the file stays. Use it as a context manager.
@@ -110,14 +116,17 @@ class Keeper:
         """Take note of what the kernel told."""
         self._note(events.drain(self.events, self._watcher))
         self._note(events.drain_nftables(self.nftables))
+        self._answers = self.inquiry.take() or self._answers
 
     def wait(self) -> float:
         """Seconds until `work` has something to do."""
+        if self._answers:
+            return 0.0
         due = min(self._due, self._sweep_due) if self._effects else self._sweep_due
         return max(0.0, due - time.monotonic())
 
     def work(self) -> None:
-        """What is due: mend what the kernel told of, look who has left."""
+        """What is due: mend what the kernel told of, look who has left, heed what the directory said."""
         now = time.monotonic()
         if self._effects and now >= self._due:
             self._due = now + RETRY  # unless it succeeds, or more happens
@@ -125,6 +134,8 @@ class Keeper:
         if now >= self._sweep_due:
             self._sweep_due = now + SWEEP
             attempt(self._sweep)
+        if self._answers:
+            attempt(self._heed)
 
     def _reconcile(self, uid: int, present: bool, check: bool = False) -> list[Change]:
         with self.reconciler() as reconciler:
@@ -209,7 +220,41 @@ class Keeper:
                 self._look_after(reconciler, uid, uid in present)
             self._mend_users(reconciler, reconciler.misplaced())
             mend("node", reconciler.node)  # of iptables-legacy no notification tells
-        withdraw_strangers()
+            self._inquire(reconciler)
+
+    def _inquire(self, reconciler: Reconciler) -> None:
+        """Ask the directory, which may take its time."""
+        pending = self.inquiry.pending()
+        if pending is None:
+            reconciler.begin(self.inquiry)
+        elif pending > PATIENCE:
+            self._tell(["anything"])
+
+    def _heed(self) -> None:
+        """Take over whom the directory makes exempt, or no longer; logins of accounts that have another UID by now ask again."""
+        answers, self._answers = self._answers, None
+        if answers is None:
+            return
+        self._tell(answers.silent)
+        withdraw_strangers(answers.names)
+        with self.reconciler() as reconciler:
+            changed = reconciler.learn(answers)
+            if changed:
+                mend("node", reconciler.node)
+            running = accounts.real_uids() if changed else set()
+            for uid in sorted(changed):
+                if not reconciler.is_exempt(uid):
+                    self.breathe()
+                    mend(label(uid), functools.partial(self._reconcile, uid, uid in running))
+
+    def _tell(self, silent: Sequence[str]) -> None:
+        """Say once that the directory is silent, and once that it answers again."""
+        if silent and not self._silent:
+            some = ", ".join(silent[:5]) + (f" and {len(silent) - 5} more" if len(silent) > 5 else "")
+            log(f"the directory does not answer ({some}): who is exempt, and whose logins are trusted, stays as last known", error=True)
+        elif self._silent and not silent:
+            log("the directory answers again")
+        self._silent = bool(silent)
 
     def _look_after(self, reconciler: Reconciler, uid: int, present: bool) -> None:
         now, idle = time.monotonic(), reconciler.site.idle
