@@ -15,6 +15,7 @@ import os
 import select
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 from .errors import UvnError
 from .site import Site
 
-NOT_FOUND = (0, errno.ENOENT, errno.ESRCH)  # of getpwnam_r(3) and its like; every other number is no answer
+HARMLESS = (0, errno.ENOENT, errno.ESRCH, errno.ERANGE)  # what getgrouplist(3) may leave of a service that did answer
 PASSWD = "/etc/passwd"
 NGROUPS_MAX = 65536
 RECORD_MIN, RECORD_MAX = 2**14, 2**26  # bytes, of an account, of a group with all its members
@@ -124,6 +125,8 @@ class Inquiry:
     def _run(self, site: Site, uids: set[int], names: set[str]) -> None:
         try:
             self._answers = ask(site, uids, names)
+        except Exception:  # a fault of ours: the next inquiry is due in a minute
+            traceback.print_exc()
         finally:
             os.write(self._writer, b"!")
 
@@ -210,7 +213,7 @@ def groups_of(entry: Entry) -> tuple[frozenset[int], bool]:
     count, groups = ctypes.c_int(NGROUPS_MAX), (ctypes.c_uint * NGROUPS_MAX)()
     ctypes.set_errno(0)
     fits = _c.getgrouplist(os.fsencode(entry.name), ctypes.c_uint(entry.gid), groups, ctypes.byref(count)) >= 0
-    return frozenset(groups[: min(count.value, NGROUPS_MAX)]), fits and ctypes.get_errno() in (*NOT_FOUND, errno.ERANGE)
+    return frozenset(groups[: min(count.value, NGROUPS_MAX)]), fits and ctypes.get_errno() in HARMLESS
 
 
 def _look_up(function: Any, key: str | int, kind: type, read: Callable[[Any], Any]) -> Any:
@@ -221,10 +224,11 @@ def _look_up(function: Any, key: str | int, kind: type, read: Callable[[Any], An
     size = RECORD_MIN
     while True:
         record, buffer, found = kind(), ctypes.create_string_buffer(size), ctypes.c_void_p()
+        ctypes.set_errno(errno.EAGAIN)  # what the call returns for a service that does not answer and does not say why (Hesiod)
         error = function(asked, ctypes.byref(record), buffer, ctypes.c_size_t(size), ctypes.byref(found))
         if found:
             return read(record)
-        if error in NOT_FOUND:
+        if not error:  # glibc's only number for "not found"; ENOENT is nslcd's for "not running"
             return None
         if error != errno.ERANGE or size >= RECORD_MAX:
             raise Silent(f"the directory does not say who {key!r} is ({os.strerror(error)}); see what `getent passwd` and `getent group` do")
