@@ -184,3 +184,10 @@ def test_the_members_that_a_group_lists_are_read():
         (fields[0], fields[3].split(",")) for fields in (line.strip().split(":") for line in open("/etc/group")) if fields[3]
     )
     assert accounts.group(name).members == tuple(members)
+
+
+def test_a_uid_is_called_as_it_was_last_heard(monkeypatch):
+    monkeypatch.setattr(accounts, "_names", {})
+    for uid, name in ((1, "a"), (2, "b"), (3, "a"), (2, None)):
+        accounts.learn(uid, name)
+    assert [accounts.name_of(uid) for uid in (1, 2, 3)] == [None, None, "a"]

@@ -257,7 +257,9 @@ def _group(record: _Group) -> Group:
 
 
 def learn(uid: int, name: str | None) -> None:
-    """Remember who has a UID."""
+    """Remember who has a UID, or that nobody has it."""
+    for other in [other for other, known in _names.items() if known == name or other == uid]:
+        del _names[other]
     if name is not None:
         _names[uid] = name
 

@@ -89,7 +89,7 @@ def _status(arguments: argparse.Namespace) -> int:
     print(f"networks    {len(reply['networks'])}")
     for network in reply["networks"]:
         stays = "  persistent" if network["persistent"] else ""
-        print(f"            {network['vrf']:<14} {network['user'] or '(no account)'}{stays}")
+        print(f"            {network['vrf']:<14} {network['user'] or '(name unknown)'}{stays}")
     return 0
 
 

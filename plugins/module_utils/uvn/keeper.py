@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Keeps users' networks as planned while the node changes, and takes them away when their users have left.
 
-It holds nothing that the kernel does not know but when a user's process was seen last: killed at any moment, uvnd goes on.
+It holds nothing that the kernel does not know but when a user's process was seen last and what the directory said: killed at any moment,
+uvnd goes on.
 """
 
 # pylint: disable=ansible-bad-function  # part of a program of the nodes, no Ansible module imports it
@@ -282,7 +283,7 @@ def sweep_interval(site: Site) -> float:
 
 def label(uid: int) -> str:
     """A user as log lines name one."""
-    return f"{accounts.name_of(uid) or '(no account)'} uid={uid}"
+    return f"{accounts.name_of(uid) or '(name unknown)'} uid={uid}"
 
 
 def log(text: str, error: bool = False) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import random
 from typing import Callable, Iterable, Sequence
 
 from . import abstract, accounts, guard, nat, plan
@@ -26,6 +27,7 @@ from .store import RUN, Store, vouch, vouched, withdraw
 from .underlay import Host
 
 PATIENCE = 20  # seconds that a boot waits for the directory
+STRANGERS = 1000  # UIDs without a network that the directory is asked about at a time: a user may run processes of thousands (newuidmap)
 PASSES = 3  # some changes undo others in the kernel (the last address of a link takes its routes along)
 
 
@@ -86,7 +88,8 @@ class Reconciler:
 
     def meet(self, account: accounts.Account) -> None:
         """Heed what somebody who asks was told of an account. It exempts and takes nothing away: a group that is missing may not have answered."""
-        accounts.learn(account.uid, account.name)
+        if account.name is not None:
+            accounts.learn(account.uid, account.name)
         if account.uid >= self.site.min_uid and account.is_exempt(self.site, self._gids.values()):
             self._told.add(account.uid)
             self._lost.discard(account.uid)
@@ -105,8 +108,9 @@ class Reconciler:
 
     def begin(self, inquiry: accounts.Inquiry) -> None:
         """Ask the directory about everybody who is here or was exempt, and about the names that logins trust."""
-        uids = {uid for uid in accounts.real_uids() | set(self.uids()) if uid >= self.site.min_uid and not exempt_uid(self.site, uid)}
-        inquiry.begin(self.site, uids | self._exempt(), vouched())
+        known = {*self.uids(), *self._exempt()}
+        others = [uid for uid in accounts.real_uids() - known if uid >= self.site.min_uid and not exempt_uid(self.site, uid)]
+        inquiry.begin(self.site, known | set(random.sample(others, min(len(others), STRANGERS))), vouched())
 
     def consult(self) -> None:
         """Ask the directory and wait for it, but not for long; uvnd does not."""
