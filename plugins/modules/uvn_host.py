@@ -103,8 +103,11 @@ def main() -> None:
     try:
         config = module.params["config"]
         site = load(module.params["site"]) if config is None else parse(config)
+        present = module.params["state"] == "present"
         with Reconciler.open(site) as reconciler:
-            changes = reconciler.node(present=module.params["state"] == "present", check=module.check_mode)
+            if present:
+                reconciler.consult()
+            changes = reconciler.node(present, check=module.check_mode)
     except UvnError as error:
         module.fail_json(msg=str(error))
     module.exit_json(**report([change.as_dict() for change in changes]))

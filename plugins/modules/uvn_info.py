@@ -88,7 +88,7 @@ networks:
       returned: always
       sample: 1234
     user:
-      description: The user's name, null when no account has the ID any more.
+      description: The user's name, null when no account has the ID any more, or uvnd has not heard which.
       type: str
       returned: always
       sample: alice

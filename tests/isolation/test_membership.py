@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import time
 
 import cases
@@ -42,6 +43,17 @@ def test_sockets_of_a_session_are_bound(cluster, user, node):
 @pytest.mark.parametrize("user", ["exempted", "root"])
 def test_exempted_and_root_are_in_the_default_vrf(cluster, user, node):
     assert cluster.session(user, node).sockets() == dict.fromkeys(KINDS, "")
+
+
+def test_an_account_whose_primary_group_is_exempt_has_sockets_from_its_first_session_on(cluster):
+    """No group lists it, so uvnd hears of it by PAM."""
+    root = cluster.session("root", "login1")
+    root.check("useradd", "--uid", "2077", "--gid", "staff", "grouped")
+    try:
+        found = about(root.check("su", "--login", "grouped", "--command", shlex.join(PYTHON)))
+        assert (found["uid"], found["device"]) == (2077, "")
+    finally:
+        root.check("userdel", "--force", "grouped")
 
 
 @pytest.mark.parametrize("node", cases.NODES)

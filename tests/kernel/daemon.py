@@ -102,14 +102,14 @@ class Host(Node):
             self.uvnd.wait()
             self.uvnd = None
 
-    def log_in(self, user: str) -> subprocess.Popen:
-        """What PAM runs when a session of the user opens."""
+    def log_in(self, user: str, *arguments: str) -> subprocess.Popen:
+        """What PAM runs when a session of the user opens; with `exempt` for a member of an exempt group."""
         environment = {"PAM_USER": user, "PAM_TYPE": "open_session"}
-        return subprocess.Popen([LOGIN], env=environment, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen([LOGIN, *arguments], env=environment, stdout=subprocess.PIPE, text=True)
 
-    def logged_in(self, user: str) -> str:
+    def logged_in(self, user: str, *arguments: str) -> str:
         """Log in and see that it is allowed; what the user read."""
-        login = self.log_in(user)
+        login = self.log_in(user, *arguments)
         said = login.communicate()[0]
         assert login.returncode == 0, said
         return said

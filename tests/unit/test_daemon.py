@@ -19,7 +19,7 @@ UNIT = ROOT / "roles" / "uvn_node" / "files" / "uvnd.service"
 
 
 @pytest.mark.parametrize("error", [UvnError("the kernel did not answer"), OSError(5, "Input/output error"), KeyError("a fault of ours")])
-@pytest.mark.parametrize("part", ["read", "follow", "sweep"])
+@pytest.mark.parametrize("part", ["read", "follow", "sweep", "heed"])
 def test_no_part_of_a_round_ends_uvnd(monkeypatch, tmp_path, part, error):
     def failing(*_arguments):
         raise error
@@ -31,6 +31,9 @@ def test_no_part_of_a_round_ends_uvnd(monkeypatch, tmp_path, part, error):
     keeping.now += 2 * keeper.SWEEP
     if part == "read":
         monkeypatch.setattr(events, "drain", failing)
+    elif part == "heed":
+        keeping.keeper.inquiry.begin()
+        monkeypatch.setattr(keeping.node, "learn", failing)
     else:
         monkeypatch.setattr(keeping.node, {"follow": "known_uids", "sweep": "uids"}[part], failing, raising=False)
     uvnd = Uvnd(keeping.keeper)

@@ -65,20 +65,25 @@ def profile(exempt: dict, min_uid: int = 1000) -> list:
     return [tuple(line.strip().split("\t")) for line in lines.splitlines()]
 
 
-def reaches_us(lines: list, user: str, uid: int, groups: tuple = ()) -> bool:
-    """Walk the stack as libpam does (pam.conf(5)): a number jumps over so many lines, `ignore` goes on."""
-    position = 0
+def runs(lines: list, user: str, uid: int, groups: tuple = ()) -> list:
+    """Walk the stack as libpam does (pam.conf(5)): a number jumps over so many lines, `ignore` goes on. Which of our programs it runs."""
+    position, ours = 0, []
     while position < len(lines):
         control, module = lines[position]
         if module == OURS:
             assert (control, position) == ("required", len(lines) - 1)
-            return True
-        assert module.startswith("pam_succeed_if.so quiet ")
-        outcome = "success" if holds(module.split(" ", 2)[2], user, uid, groups) else "default"
-        action = dict(part.split("=") for part in control.strip("[]").split(" "))[outcome]
+            return [*ours, "required"]
+        actions = dict(part.split("=") for part in control.strip("[]").split(" "))
+        if module == f"{OURS} exempt":
+            ours.append("exempt")
+            assert actions.keys() == {"default"}  # whatever comes of it
+            action = actions["default"]
+        else:
+            assert module.startswith("pam_succeed_if.so quiet ")
+            action = actions["success" if holds(module.split(" ", 2)[2], user, uid, groups) else "default"]
         position += 1 + (0 if action == "ignore" else int(action))
     assert position == len(lines)  # past the end, libpam refuses
-    return False
+    return ours
 
 
 def holds(condition: str, user: str, uid: int, groups: tuple) -> bool:
@@ -101,14 +106,10 @@ ranges = st.tuples(uids, uids).map(lambda pair: "-".join(str(uid) for uid in sor
     who=st.tuples(names, uids, st.lists(names)),
     min_uid=st.integers(1, 50000),
 )
-def test_pam_asks_us_for_managed_accounts_and_only_for_them(users, groups, exempt, who, min_uid):
+def test_pam_asks_us_for_managed_accounts_and_tells_us_of_exempt_groups_only(users, groups, exempt, who, min_uid):
     lines = profile({"users": users, "groups": groups, "uids": exempt}, min_uid)
     user, uid, memberships = who
     bounds = [(int(text.split("-")[0]), int(text.split("-")[-1])) for text in exempt]
-    managed = not (
-        uid < min_uid
-        or user in users
-        or set(groups) & set(memberships)
-        or any(first <= uid <= last for first, last in bounds)
-    )
-    assert reaches_us(lines, user, uid, tuple(memberships)) == managed
+    told = uid < min_uid or user in users or any(first <= uid <= last for first, last in bounds)
+    expected = [] if told else ["exempt"] if set(groups) & set(memberships) else ["required"]
+    assert runs(lines, user, uid, tuple(memberships)) == expected

@@ -138,7 +138,7 @@ def fight(keeping, rounds, pause):
 def test_a_program_that_undoes_our_work_is_reported_once_with_what_it_undoes(keeping):
     fight(keeping, 3 * keeper.PATIENCE, pause=0)
     (line,) = [line for line in keeping.said if line.startswith("another program")]
-    assert line == f"another program undoes what uvnd does, 6 times in a row by now: (no account) uid={ALICE}: 1 change: mended"
+    assert line == f"another program undoes what uvnd does, 6 times in a row by now: (name unknown) uid={ALICE}: 1 change: mended"
 
 
 def test_nobody_is_suspected_for_what_was_long_ago(keeping):
@@ -153,7 +153,7 @@ def test_nobody_is_suspected_for_what_was_long_ago(keeping):
 def test_one_change_is_one_change(keeping):
     damage(keeping, ALICE)
     keeping.work(seconds=1)
-    assert keeping.said[0] == f"follow (no account) uid={ALICE}: 1 change: mended"
+    assert keeping.said[0] == f"follow (name unknown) uid={ALICE}: 1 change: mended"
     assert keeper.counted([1, 2]) == "2 changes"
 
 
@@ -208,3 +208,14 @@ def test_there_is_a_sign_of_life_for_every_user_of_a_long_piece_of_work(monkeypa
     assert len(keeping.node.done) == (2 if nested else 1) * len(users) + 1
     assert all(after - before <= 1 for before, after in zip(signs, signs[1:])), "no two users without one in between"
     assert signs[-1] >= len(keeping.node.done) - 2
+
+
+def test_a_silent_directory_is_told_of_once_and_so_is_its_end(keeping):
+    keeping.keeper.inquiry.silent = True
+    keeping.work(seconds=10 * keeper.SWEEP)
+    assert [said for said in keeping.said if "directory" in said] == [
+        "the directory does not answer (anything): who is exempt, and whose logins are trusted, stays as last known"
+    ]
+    keeping.keeper.inquiry.silent = False
+    keeping.work(seconds=3 * keeper.SWEEP)
+    assert [said for said in keeping.said if "directory" in said][1:] == ["the directory answers again"]

@@ -171,6 +171,9 @@ def reconciler(monkeypatch):
         def __exit__(self, *_exc):
             pass
 
+        def consult(self):
+            self.calls.append("consulted")
+
         def node(self, present, check):
             self.calls.append((self.site.as_dict()["underlays"][0]["port"], present, check))
             return [Change()]
@@ -186,13 +189,13 @@ def test_the_node_is_reconciled_with_the_file(run, reconciler, tmp_path, state, 
     path = tmp_path / "site.json"
     path.write_text(json.dumps(SITE))
     result = run(uvn_host, check=check, state=state, site=str(path))
-    assert reconciler.calls == [(800, state == "present", check)]
+    assert reconciler.calls == [*(["consulted"] if state == "present" else []), (800, state == "present", check)]
     assert result["changed"] and result["changes"] == [MADE]
 
 
 def test_a_configuration_goes_before_the_file(run, reconciler):
     run(uvn_host, config=SITE, site="/nonexistent")
-    assert reconciler.calls == [(800, True, False)]
+    assert reconciler.calls == ["consulted", (800, True, False)]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from uvn import daemon, login, service, site, store
+from uvn import accounts, daemon, login, service, site, store
 from uvn.client import request
 from uvn.errors import UvnError
 
@@ -81,8 +81,44 @@ def test_a_login_is_let_in_only_when_uvnd_says_so(answering, monkeypatch, capsys
     monkeypatch.setattr(login, "SOCKET", start(reply))
     monkeypatch.setenv("PAM_USER", "alice")
     assert login.main() == status
-    assert json.loads(received[0]) == {"op": "ensure", "brief": True, "user": "alice"}
+    assert json.loads(received[0]) == {"op": "ensure", "brief": True, "user": "alice"}, "the directory knows no alice"
     assert said in capsys.readouterr().out
+
+
+def test_a_login_brings_along_what_the_directory_says_and_asks_it_once(answering, monkeypatch):
+    asked = []
+    start, received = answering
+    monkeypatch.setattr(login, "SOCKET", start(b'{"ok": true}\n'))
+    monkeypatch.setenv("PAM_USER", "root")
+    monkeypatch.setattr(login.os, "getgrouplist", lambda *arguments: asked.append(arguments) or [0, 10])
+    assert login.main() == 0
+    brought = [{"name": "root", "uid": 0, "gids": [0, 10]}]
+    assert json.loads(received[0]) == {"op": "ensure", "brief": True, "user": "root", "accounts": brought}
+    assert asked == [("root", 0)]
+    assert service.introduced({"accounts": brought}) == [accounts.Account(0, "root", frozenset({0, 10}))]
+
+
+def test_the_client_brings_along_what_the_directory_says(answering):
+    start, received = answering
+    request({"op": "ensure", "users": ["root"], "uid": 3999999999}, start(b'{"ok": true}\n'))
+    (brought,) = json.loads(received[0])["accounts"]
+    assert (brought["name"], brought["uid"], 0 in brought["gids"]) == ("root", 0, True)
+
+
+@pytest.mark.parametrize("name", ["no-such-account", "nul\0byte", "\ud800"])
+def test_the_client_refuses_a_name_that_is_no_account_s(name):
+    with pytest.raises(UvnError, match="is unknown on this node"):
+        request({"op": "ensure", "user": name}, "/nonexistent")
+
+
+def test_the_client_leaves_an_account_to_uvnd_that_the_directory_says_nothing_of(answering, monkeypatch):
+    def silent(name):
+        raise accounts.Silent(name)
+
+    start, received = answering
+    monkeypatch.setattr(accounts, "by_name", silent)
+    request({"op": "ensure", "user": "alice"}, start(b'{"ok": true}\n'))
+    assert json.loads(received[0]) == {"op": "ensure", "user": "alice"}
 
 
 def test_a_login_without_uvnd_is_refused_with_a_sentence(tmp_path, monkeypatch, capsys):
@@ -129,7 +165,27 @@ def test_a_job_is_a_number(job):
 
 
 def test_targets_are_counted_once():
-    assert service.targets({"user": "root", "uids": [0, 7], "uid": 7}) == [0, 7]
+    assert service.targets({"user": "root", "uids": [0, 7], "uid": 7, "accounts": [{"uid": 0, "name": "root"}]}) == [0, 7]
+
+
+def test_a_name_of_which_the_directory_says_nothing_is_that_of_the_login_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "READY", str(tmp_path))
+    store.vouch(2001, "alice")
+    assert service.targets({"user": "alice"}) == [2001]
+    assert service.targets({"user": "alice", "accounts": [{"uid": 3001, "name": "alice"}]}) == [3001]
+
+
+@pytest.mark.parametrize(
+    "brought",
+    [7, {"uid": 7}, [7], [{}], [{"uid": "7"}], [{"uid": True}], [{"uid": -1}], [{"uid": 2**32 - 1}], [{"uid": 7, "name": 7}], [{"uid": 7, "gids": 7}]]
+    + [[{"uid": 7, "gids": [gid]}] for gid in (None, "7", -1, 7.0, [])]
+    + [[{"uid": 7, "home": "/"}]],
+)
+@pytest.mark.parametrize("operation", ["ensure", "remove", "show"])
+def test_accounts_that_are_none_are_refused_with_a_sentence(operation, brought):
+    reply = service.Service(Unconfigured()).handle({"op": operation, "uid": 7, "accounts": brought})
+    assert reply["ok"] is False
+    assert ("; give a list" if not isinstance(brought, list) else " is not an account; ") in reply["error"]
 
 
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda x: st.lists(x, max_size=3), max_leaves=5)
@@ -142,7 +198,7 @@ class Unconfigured:
         return site.load("/nonexistent/site.json")
 
 
-KEYS = ["user", "uid", "users", "uids", "check", "persistent", "brief", "job"]
+KEYS = ["user", "uid", "users", "uids", "check", "persistent", "brief", "job", "accounts"]
 UIDS = st.fixed_dictionaries({"uids": st.lists(st.integers(), max_size=3)})
 
 
@@ -210,8 +266,7 @@ def test_a_ready_file_is_withdrawn_under_every_name(tmp_path, monkeypatch):
 
 def test_names_that_now_belong_to_another_uid_ask_again(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "READY", str(tmp_path))
-    monkeypatch.setattr(store.accounts, "current_uid", {"alice": 2001, "bob": 3002}.get)
-    for name, uid in (("alice", 2001), ("bob", 2002), ("left", 2003)):
+    for name, uid in (("alice", 2001), ("bob", 2002), ("left", 2003), ("silence", 2004)):
         store.vouch(uid, name)
-    store.withdraw_strangers()
-    assert os.listdir(tmp_path) == ["alice"]
+    store.withdraw_strangers({"alice": 2001, "bob": 3002, "left": None})
+    assert sorted(os.listdir(tmp_path)) == ["alice", "silence"]

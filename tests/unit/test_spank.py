@@ -27,8 +27,10 @@ int spank_context(void);
 void slurm_error(const char *, ...);
 """
 
-# Calls the callbacks in the order of a step: argv[1] is the context, the rest are arguments of plugstack.conf.
+# Calls the callbacks in the order of a step: argv[1] is the context, the rest are arguments of plugstack.conf. The directory knows 2001 as NAME.
 STAND_IN = """
+#include <grp.h>
+#include <pwd.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,6 +46,19 @@ int spank_get_item(spank_t s, int item, ...)
     *va_arg(arguments, uid_t *) = 2001;
     va_end(arguments);
     return s || item ? 1 : 0;
+}
+struct passwd *getpwuid(uid_t uid)
+{
+    static struct passwd account = {.pw_gid = 2001};
+    account.pw_name = getenv("NAME");
+    return uid == 2001 && account.pw_name ? &account : NULL;
+}
+int getgrouplist(const char *user, gid_t gid, gid_t *groups, int *count)
+{
+    if (*count < 3)
+        return -1;
+    groups[0] = gid, groups[1] = 4294967294, groups[2] = (unsigned char)user[0];
+    return *count = 3;
 }
 void slurm_error(const char *format, ...)
 {
@@ -84,7 +99,7 @@ def build(tmp_path_factory):
 def step(build):
     """A function: run the callbacks while uvnd answers `reply` after `delay` seconds; what was said, and the request."""
 
-    def run(reply, *arguments, context=REMOTE, delay=0.0):
+    def run(reply, *arguments, context=REMOTE, delay=0.0, name=None):
         requests = []
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(str(build / "s"))
@@ -106,7 +121,8 @@ def step(build):
 
             thread = threading.Thread(target=answer)
             thread.start()
-            done = subprocess.run([build / "stand-in", context, *arguments], capture_output=True, text=True, check=True)
+            environment = {"NAME": name} if name else {}
+            done = subprocess.run([build / "stand-in", context, *arguments], env=environment, capture_output=True, text=True, check=True)
             thread.join()
         (build / "s").unlink()
         return done.stdout.splitlines(), requests
@@ -118,6 +134,13 @@ def test_with_a_network_the_task_starts(step):
     said, (request,) = step(b'{"ok": true}\n')
     assert said == ["returned 0 0 0"]
     assert (request.pop("job") > 1, request) == (True, {"op": "ensure", "brief": True, "uid": 2001})
+
+
+@pytest.mark.parametrize(("name", "told"), [("alice", {"name": "alice"}), ('DOM\\a"b', {}), ("älice", {})])
+def test_what_the_directory_says_of_the_account_is_brought_along(step, name, told):
+    said, (request,) = step(b'{"ok": true}\n', name=name)
+    assert said == ["returned 0 0 0"]
+    assert request["accounts"] == [{"uid": 2001, **told, "gids": [2001, 2**32 - 2, name.encode()[0]]}]
 
 
 def test_the_prolog_asks_and_never_fails(step):

@@ -10,7 +10,7 @@ import json
 import socket
 from types import SimpleNamespace
 
-from uvn import daemon, events, keeper
+from uvn import accounts, daemon, events, keeper
 from uvn.errors import UvnError
 from uvn.identity import LINK_GROUP
 
@@ -29,6 +29,7 @@ class Calm:
 
     def __init__(self):
         self.events, self.nftables = socket.socketpair()
+        self.inquiry, self._directory = socket.socketpair()
         self.between = self.alive = self.work = self.read = lambda: None
 
     def wait(self):
@@ -67,6 +68,27 @@ def answer(client):
     with contextlib.suppress(BlockingIOError):
         return json.loads(client.recv(10000))
     return None
+
+
+class Directory:
+    """An inquiry: it answers at once and knows nobody, or not at all."""
+
+    def __init__(self):
+        self.silent, self._answers = False, None
+        self._readable, self._end = socket.socketpair()
+
+    def fileno(self):
+        return self._readable.fileno()
+
+    def begin(self, *_about):
+        self._answers = None if self.silent else accounts.Answers({}, {}, {})
+
+    def pending(self):
+        return 3600 if self.silent else None
+
+    def take(self):
+        answers, self._answers = self._answers, None
+        return answers
 
 
 class Failing:
@@ -134,6 +156,13 @@ class Node(Failing):
         self.call("forget")
         self.forgotten |= indices
 
+    def begin(self, inquiry, _running):
+        inquiry.begin()
+
+    def learn(self, _answers):
+        assert self.held
+        return set()
+
     def node_is_up(self):
         return True
 
@@ -165,6 +194,7 @@ class Keeping:
         monkeypatch.setattr(keeper, "log", lambda text, error=False: self.said.append(text))
         monkeypatch.setattr(keeper, "withdraw", lambda uid: None)
         monkeypatch.setattr(keeper, "withdraw_strangers", self._withdraw_strangers)
+        monkeypatch.setattr(keeper.accounts, "Inquiry", Directory)
         monkeypatch.setattr(keeper.accounts, "name_of", lambda uid: None)
         monkeypatch.setattr(keeper.accounts, "real_uids", lambda *_breathe: set(self.present))
         monkeypatch.setattr(events, "listen", lambda: None)
@@ -176,7 +206,7 @@ class Keeping:
     def _open(self, _site, *_wait):
         return self.node
 
-    def _withdraw_strangers(self):
+    def _withdraw_strangers(self, _names):
         assert self.node.held, "the ready files have one writer, who holds the lock"
 
     def _drain(self):

@@ -17,7 +17,7 @@ from . import accounts
 from .abstract import COUNTERS
 from .client import request
 from .errors import UvnError
-from .identity import identify
+from .identity import exempt_uid, identify
 from .site import PATH, load
 
 
@@ -89,7 +89,7 @@ def _status(arguments: argparse.Namespace) -> int:
     print(f"networks    {len(reply['networks'])}")
     for network in reply["networks"]:
         stays = "  persistent" if network["persistent"] else ""
-        print(f"            {network['vrf']:<14} {network['user'] or '(no account)'}{stays}")
+        print(f"            {network['vrf']:<14} {network['user'] or '(name unknown)'}{stays}")
     return 0
 
 
@@ -123,6 +123,8 @@ def _node(arguments: argparse.Namespace) -> int:
     from .reconcile import Reconciler
 
     with Reconciler.open(load(arguments.site)) as reconciler:
+        if arguments.action != "remove":
+            reconciler.consult()
         changes = reconciler.node(present=arguments.action != "remove", check=arguments.action == "show")
     for change in changes:
         print(f"{'would ' if arguments.action == 'show' else ''}{change}")
@@ -138,8 +140,10 @@ def _identify(arguments: argparse.Namespace) -> int:
     if uid is None:
         raise UvnError(f"there is no process {arguments.pid}; give the PID of a running one")
     site = load(arguments.site)
-    user = accounts.name_of(uid) or "(no account)"
-    if accounts.is_exempt(site, uid):
+    answers = accounts.ask(site, {uid}, ())
+    account = answers.accounts.get(uid)
+    user = (account and account.name) or "(no account)"
+    if uid < site.min_uid or exempt_uid(site, uid) or uid in answers.exempt(site, ()):
         print(f"{arguments.pid}: {user} (UID {uid}) is not managed: default VRF")
         return 0
     who = identify(site, uid)

@@ -52,7 +52,7 @@ def _round(keeper: Keeper, service: Service, listener: socket.socket, witnesses:
     """Work that is due, then what comes first of a request, a notification and the time."""
     keeper.alive()
     keeper.work()
-    ready = select.select([listener, keeper.events, keeper.nftables, *witnesses], [], [], min(keeper.wait(), IDLE))[0]
+    ready = select.select([listener, keeper.events, keeper.nftables, keeper.inquiry, *witnesses], [], [], min(keeper.wait(), IDLE))[0]
     keeper.attempt(keeper.read)
     _serve_waiting(service, listener)
     for witness in [one for one in witnesses if one in ready]:

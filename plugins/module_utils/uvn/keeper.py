@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Keeps users' networks as planned while the node changes, and takes them away when their users have left.
 
-It holds nothing that the kernel does not know but when a user's process was seen last: killed at any moment, uvnd goes on.
+It holds nothing that the kernel does not know but when a user's process was seen last and what the directory said: killed at any moment,
+uvnd goes on.
 """
 
 # pylint: disable=ansible-bad-function  # part of a program of the nodes, no Ansible module imports it
@@ -24,13 +25,14 @@ from .identity import LINK_GROUP
 from .kernel import socket_index
 from .reconcile import Reconciler
 from .site import PATH, Site, load
-from .store import withdraw, withdraw_strangers
+from .store import vouched, withdraw, withdraw_strangers
 from .underlay import Host
 
 SETTLE = 0.2  # seconds of quiet after a network event before the node is looked at
 CALM = 60  # seconds without a repair after which nobody is suspected any more of undoing ours
 PATIENCE = 6  # repairs in a row after which the wait between them grows no longer: SETTLE * 2 ** PATIENCE, 13 s
 SWEEP = 60  # seconds between two looks at who has left
+SILENCE = 30  # seconds after which a directory that has not answered counts as silent
 RETRY = 10  # seconds until what failed as a whole is tried again, as with a site file that cannot be read
 EVERYBODY = 30  # sweeps from one comparison of all networks to the next, whatever was told or missed
 LOCK_WAIT = 30  # seconds that another program may have the lock; a login waits for 60
@@ -67,6 +69,11 @@ class Keeper:
         self.alive: Callable[[], None] = lambda: None
         self._breathing = False
         self._removed: set[int] = set()  # on request, since the last piece of work on many users began
+        self.inquiry = accounts.Inquiry()
+        self._answers: accounts.Answers | None = None  # of the directory, not heeded yet
+        self._silent = False  # whether the directory was when it was asked last
+        for name, uid in vouched().items():
+            accounts.learn(uid, name)
 
     def reconciler(self) -> Reconciler:
         """The one of the site file as it is now; it stays open as long as the file stays. Use it as a context manager.
@@ -129,14 +136,17 @@ class Keeper:
             with self._reconciler as reconciler:
                 reconciler.forget_devices(self._gone)
             self._gone = set()
+        self._answers = self.inquiry.take() or self._answers
 
     def wait(self) -> float:
         """Seconds until `work` has something to do."""
+        if self._answers:
+            return 0.0
         due = [self._sweep_due, *([self._due] if self._effects else []), *([self._again] if self._failed else [])]
         return max(0.0, min(due) - time.monotonic())
 
     def work(self) -> None:
-        """What is due: mend what the kernel told of, look who has left."""
+        """What is due: mend what the kernel told of, look who has left, heed what the directory said."""
         now = time.monotonic()
         if (self._effects and now >= self._due) or (self._failed and now >= self._again):
             self._due = self._again = now + RETRY  # unless it succeeds, or more happens
@@ -144,6 +154,8 @@ class Keeper:
         if now >= self._sweep_due:
             self._sweep_due = now + SWEEP
             self.attempt(self._sweep)
+        if self._answers:
+            self.attempt(self._heed)
 
     def attempt(self, action: Callable[[], Any]) -> Any:
         """Run a part of uvnd whose failure must not end it; None when it failed."""
@@ -285,13 +297,48 @@ class Keeper:
             self._sweeps += 1
             if self._sweeps % EVERYBODY == 0:
                 self._note(events.Effects(touched=True))
-            present = accounts.real_uids(self.breathe) | reconciler.store.persistent()
+            running = accounts.real_uids(self.breathe)
+            present = running | reconciler.store.persistent()
             for uid in reconciler.uids():
                 self.breathe()
                 self._look_after(reconciler, uid, uid in present)
             self._mend_users(reconciler, reconciler.misplaced())
             self._mend_node(reconciler)  # of iptables-legacy no notification tells
-            withdraw_strangers()
+            self._inquire(reconciler, running)
+
+    def _inquire(self, reconciler: Reconciler, running: set[int]) -> None:
+        """Ask the directory, which may take its time."""
+        pending = self.inquiry.pending()
+        if pending is None:
+            reconciler.begin(self.inquiry, running)
+        elif pending > SILENCE:
+            self._tell(["anything"])
+
+    def _heed(self) -> None:
+        """Take over whom the directory makes exempt, or no longer; logins of accounts that have another UID by now ask again."""
+        answers, self._answers = self._answers, None
+        if answers is None:
+            return
+        self._tell(answers.silent)
+        with self.reconciler() as reconciler:
+            withdraw_strangers(answers.names)
+            changed = reconciler.learn(answers)
+            if changed:
+                self._mend_node(reconciler)
+            running = accounts.real_uids(self.breathe) if changed else set()
+            for uid in sorted(changed):
+                if not reconciler.is_exempt(uid):
+                    self.breathe()
+                    self._repair(label(uid), functools.partial(self._reconcile, uid, uid in running))
+
+    def _tell(self, silent: Sequence[str]) -> None:
+        """Say once that the directory is silent, and once that it answers again."""
+        if silent and not self._silent:
+            some = ", ".join(silent[:5]) + (f" and {len(silent) - 5} more" if len(silent) > 5 else "")
+            log(f"the directory does not answer ({some}): who is exempt, and whose logins are trusted, stays as last known", error=True)
+        elif self._silent and not silent:
+            log("the directory answers again")
+        self._silent = bool(silent)
 
     def _look_after(self, reconciler: Reconciler, uid: int, present: bool) -> None:
         now, idle = time.monotonic(), reconciler.site.idle
@@ -318,7 +365,7 @@ def sweep_interval(site: Site) -> float:
 
 def label(uid: int) -> str:
     """A user as log lines name one."""
-    return f"{accounts.name_of(uid) or '(no account)'} uid={uid}"
+    return f"{accounts.name_of(uid) or '(name unknown)'} uid={uid}"
 
 
 def log(text: str, error: bool = False) -> None:

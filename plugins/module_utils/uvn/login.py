@@ -1,8 +1,9 @@
 # Copyright (c) 2026 The UVN authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""PAM's first login of a user: ask uvnd for the network, and wait.
+"""PAM's first login of a user: tell uvnd what the directory says of the account, ask for the network, and wait.
 
+With the argument `exempt` the account has no network to wait for, and is let in whatever uvnd says.
 Started by uvn-login as `python3 -IS login.py` and not imported: a login must not pay for the library's imports.
 Exit status 0 lets the session in; the sentence on standard output reaches the user.
 """
@@ -11,11 +12,14 @@ Exit status 0 lets the session in; the sentence on standard output reaches the u
 
 import _socket
 import os
+import pwd
 import sys
 
 SOCKET = "/run/uvn/uvnd.sock"
 TIMEOUT = 60  # seconds
+EXEMPT = sys.argv[1:] == ["exempt"]
 REFUSED = "UVN: no private network for {user}: {reason}; the login is refused, please tell the administrators"
+UNTOLD = "UVN: uvnd does not know yet that {user} is exempt: {reason}; sockets may be refused for a minute"
 
 
 def main():
@@ -24,12 +28,22 @@ def main():
     if not user or any(character in user for character in '/"\\\n\t '):
         return refuse(user, "the account name is not acceptable")
     try:
-        reply = ask('{"op": "ensure", "brief": true, "user": "%s"}\n' % user)
+        reply = ask('{"op": "ensure", "brief": true, "user": "%s"%s}\n' % (user, introduction(user)))
     except OSError as error:
         return refuse(user, "uvnd does not answer at %s (%s)" % (SOCKET, error))
     if reply.startswith(b'{"ok": true'):
         return 0
     return refuse(user, sentence(reply))
+
+
+def introduction(user):
+    """The account as uvnd wants it; nothing if the directory does not answer, uvnd then goes by what it knows."""
+    try:
+        entry = pwd.getpwnam(user)
+        groups = os.getgrouplist(user, entry.pw_gid)
+    except (KeyError, OSError):
+        return ""
+    return ', "accounts": [{"name": "%s", "uid": %d, "gids": %s}]' % (user, entry.pw_uid, groups)
 
 
 def ask(message):
@@ -60,7 +74,7 @@ def refuse(user, reason):
     """Say why, to the user and to the journal."""
     import syslog
 
-    text = REFUSED.format(user=user, reason=reason)
+    text = (UNTOLD if EXEMPT else REFUSED).format(user=user, reason=reason)
     syslog.openlog("uvn-login", 0, syslog.LOG_AUTH)
     syslog.syslog(syslog.LOG_ERR, text)
     print(text)

@@ -9,6 +9,7 @@ uvnd, the boot unit, the command line and the Ansible module uvn_host all come t
 from __future__ import annotations
 
 import contextlib
+import random
 from typing import Callable, Iterable, Iterator, Sequence
 
 from . import abstract, accounts, guard, nat, plan
@@ -25,6 +26,8 @@ from .store import RUN, Store, vouch, vouched, withdraw
 from .underlay import Host
 
 LOCK_WAIT = 600  # seconds that one other process may have the lock
+DIRECTORY_WAIT = 20  # seconds that a boot waits for the directory
+STRANGERS = 1000  # UIDs without a network that the directory is asked about at a time: a user may run processes of thousands (newuidmap)
 PASSES = 3  # some changes undo others in the kernel (the last address of a link takes its routes along)
 
 
@@ -48,6 +51,11 @@ class Reconciler:
         self.changed: Callable[[int], None] = lambda group: None
         self._lock = Lock(f"{RUN}/lock", wait)
         self._entered = 0
+        self._told: set[int] = set()  # exempt by what the directory said
+        self._lost: set[int] = set()  # exempt no more by what it said, and not yet taken out of the map
+        self._gids: dict[str, int] = {}  # of the exempt groups, as last known
+        with contextlib.suppress(UvnError):  # no login depends on that file
+            self._gids = self.store.exempt_groups()
 
     @classmethod
     @contextlib.contextmanager
@@ -77,6 +85,54 @@ class Reconciler:
         if not self._entered:
             self._lock.release()
 
+    # -- exemptions ------------------------------------------------------------------------------------------------
+
+    def is_exempt(self, uid: int) -> bool:
+        """Whether a UID stays in the default VRF: by number, or by name or group as far as the directory told. Asks nobody but the kernel."""
+        if uid < self.site.min_uid or exempt_uid(self.site, uid) or uid in self._told:
+            return True
+        return uid not in self._lost and self.membership.get(uid) == EXEMPT
+
+    def meet(self, account: accounts.Account) -> None:
+        """Heed what somebody who asks was told of an account. It exempts and takes nothing away: a group that is missing may not have answered."""
+        if account.name is not None:
+            accounts.learn(account.uid, account.name)
+        if account.uid >= self.site.min_uid and account.is_exempt(self.site, self._gids.values()):
+            self._told.add(account.uid)
+            self._lost.discard(account.uid)
+
+    def learn(self, answers: accounts.Answers) -> set[int]:
+        """Heed what the directory said; the UIDs that it makes exempt, or no longer. `node` carries it out."""
+        known = self._exempt()
+        for uid, account in answers.accounts.items():
+            accounts.learn(uid, account and account.name)
+        found = {name: group and group.gid for name, group in answers.groups.items()}
+        last = {name: gid for name, gid in {**self._gids, **found}.items() if gid is not None and name in self.site.exempt.groups}
+        self._gids = last
+        self._told = {uid for uid in answers.exempt(self.site, known) if not exempt_uid(self.site, uid)}
+        self._lost = known - self._told
+        return known ^ self._told
+
+    def begin(self, inquiry: accounts.Inquiry, running: set[int]) -> None:
+        """Ask the directory about everybody who is here (`running`: real UIDs of processes) or was exempt, and about the names that logins trust."""
+        known = {*self.uids(), *self._exempt()}
+        others = [uid for uid in running - known if uid >= self.site.min_uid and not exempt_uid(self.site, uid)]
+        inquiry.begin(self.site, known | set(random.sample(others, min(len(others), STRANGERS))), vouched())
+
+    def consult(self) -> None:
+        """Ask the directory and wait for it, but not for long; uvnd does not."""
+        inquiry = accounts.Inquiry()
+        self.begin(inquiry, accounts.real_uids())
+        answers = inquiry.take(DIRECTORY_WAIT)
+        if answers:
+            self.learn(answers)
+
+    def _exempt(self) -> set[int]:
+        """The accounts exempt by name or group, as last known: by the kernel's map, across a boot by the state file."""
+        entries = self.membership.entries().items()
+        known = {uid for (uid, length), index in entries if length == 32 and index == EXEMPT} | self.store.exempt() | self._told
+        return {uid for uid in known - self._lost if uid >= self.site.min_uid and not exempt_uid(self.site, uid)}
+
     # -- users -----------------------------------------------------------------------------------------------------
 
     def user(self, uid: int, present: bool = True, check: bool = False, host: Host | None = None) -> list[Change]:
@@ -101,9 +157,8 @@ class Reconciler:
             self._refuse_half_a_node()
         if present and not check:
             self._restore_guard()
-        if accounts.is_exempt(self.site, uid):
-            desired = plan.exempt_account(uid)
-            return self._converge(desired if present else [], lambda: self._exempt_account(uid), check)
+        if self.is_exempt(uid):
+            return self._converge(plan.exempt_account(uid), lambda: self._exempt_account(uid, with_network=not present), check)
         who = identify(self.site, uid)
         desired = plan.user_network(self.site, who, host or self.kernel.host())
         return self._converge(desired if present else [], lambda: self._network(who, _devices(desired)), check, who.group)
@@ -138,7 +193,7 @@ class Reconciler:
 
     def device_of(self, uid: int) -> int | None:
         """The interface index that sockets of a user are bound to, 0 for a user without a network; None for accounts that need none."""
-        return None if uid < self.site.min_uid or accounts.is_exempt(self.site, uid) else self.membership.get(uid) or 0
+        return None if self.is_exempt(uid) else self.membership.get(uid) or 0
 
     def group_of(self, uid: int) -> int | None:
         """The link group of a user's devices, None for a UID that has no network by the site's decision."""
@@ -166,8 +221,10 @@ class Reconciler:
         seen = self.kernel.network(who, names, reply_table(self.site), plan.NAT_DEVICE)
         return seen + self.guard.existing(plan.own_elements(who)) + self._member_of(who.uid)
 
-    def _exempt_account(self, uid: int) -> list[Object]:
-        return self.guard.existing([Element("exempt", (uid,))]) + self._member_of(uid)
+    def _exempt_account(self, uid: int, with_network: bool) -> list[Object]:
+        """What lets the account pass, and the network of the time before it was exempt, which stays as long as it has processes."""
+        network = self.describe(uid) if with_network and self.group_of(uid) else self._member_of(uid)
+        return self.guard.existing([Element("exempt", (uid,))]) + network
 
     def _member_of(self, uid: int) -> list[Object]:
         index = self.membership.get(uid)
@@ -197,37 +254,36 @@ class Reconciler:
         if not present:
             return self._remove_node(check)
         users = [identify(self.site, uid) for uid in self.uids()]
-        cookie = Membership.netns_cookie()
-        desired = plan.node(self.site, self.kernel.host(), cookie, self._exempt(), users, abstract.possible())
+        cookie, exempt = Membership.netns_cookie(), self._exempt()
+        desired = plan.node(self.site, self.kernel.host(), cookie, exempt, users, abstract.possible())
         programs = [obj for obj in desired if isinstance(obj, Program)]
         ground = [obj for obj in desired if not isinstance(obj, Program)]
         last = diff(programs, self._program())
         if check:
             return self._converge(ground, lambda: self._node(ground), check) + last
-        waiting = [] if self.membership.attached() else accounts.running_uids(self.site)
+        waiting = [] if self.membership.attached() else self._running()
         self.store.remember(sysctls(desired))
+        self.store.note_exempt(exempt, self._gids)
         self.membership.load(Config(cookie, self.site.min_uid, self.site.enforce))
         if programs[0].abstract:
             self.abstract.attach()
         if not waiting:
             self.membership.attach()
         changes = self._converge(ground, lambda: self._node(ground), check)
+        self._lost.clear()
         if waiting:
             self._serve_running_users()
             self.membership.attach()
             self._serve_running_users()  # those who came meanwhile
         return changes + last
 
-    def _exempt(self) -> set[int]:
-        """Accounts exempt by name or group: those this node can list, and those it once let pass and would again."""
-        entries = self.membership.entries()
-        known = {uid for (uid, length), index in entries.items() if length == 32 and index == EXEMPT}
-        named = {uid for uid in known if not exempt_uid(self.site, uid) and accounts.is_exempt(self.site, uid)}
-        return accounts.exempt_uids(self.site) | named
+    def _running(self) -> list[int]:
+        """Managed UIDs that have a process now."""
+        return sorted(uid for uid in accounts.real_uids() if not self.is_exempt(uid))
 
     def _serve_running_users(self) -> None:
         """A network for everybody who has a process, except UIDs that no range covers."""
-        for uid in accounts.running_uids(self.site):
+        for uid in self._running():
             with contextlib.suppress(NoNetwork):
                 self.user(uid)
 

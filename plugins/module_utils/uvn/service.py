@@ -18,6 +18,8 @@ from .reconcile import Reconciler
 from .site import Site
 from .store import vouched
 
+ID_MAX = 2**32 - 2  # of UIDs and GIDs; the number above means none
+
 
 class Service:
     """The requests, as methods named after `op`. Each returns the reply without "ok" and raises UvnError."""
@@ -68,8 +70,9 @@ class Service:
 
     def show(self, message: dict[str, Any]) -> dict[str, Any]:
         """What exists of one user's network."""
-        uid = target(message)
+        uid, brought = target(message), introduced(message)
         with self._keeper.reconciler() as reconciler:
+            _meet(reconciler, brought)
             return {"network": self._network(reconciler, uid)}
 
     def status(self, _message: dict[str, Any]) -> dict[str, Any]:
@@ -92,16 +95,17 @@ class Service:
 
     def _register(self, pid: int, uid: int) -> None:
         with self._keeper.reconciler() as reconciler:
-            if uid >= reconciler.site.min_uid and not accounts.is_exempt(reconciler.site, uid):
+            if not reconciler.is_exempt(uid):
                 reconciler.gate.register(pid, identify(reconciler.site, uid).vrf)
 
     def _each(self, message: dict[str, Any], present: bool) -> dict[str, Any]:
         """The reply tells the changes unless the request is `brief`, as a login's is."""
         brief, check = bool(message.get("brief", False)), bool(message.get("check", False))
-        uids = targets(message)
+        uids, brought = targets(message), introduced(message)
         with self._keeper.reconciler() as reconciler:
+            _meet(reconciler, brought)
             for uid in uids if present else ():  # refuse the whole request before anything is touched
-                if uid < reconciler.site.min_uid or not accounts.is_exempt(reconciler.site, uid):
+                if uid < reconciler.site.min_uid or not reconciler.is_exempt(uid):
                     identify(reconciler.site, uid)
             if brief and present and set(uids) <= set(vouched().values()):
                 self._keeper.saw(uids)  # made for another login since the file test of this one
@@ -131,7 +135,7 @@ class Service:
         if persistent is None:
             return []
         noted = reconciler.store.persistent()
-        stays = {uid for uid in uids if persistent and not accounts.is_exempt(reconciler.site, uid)}  # who has no network has none to keep
+        stays = {uid for uid in uids if persistent and not reconciler.is_exempt(uid)}  # who has no network has none to keep
         changed = [uid for uid in uids if (uid in noted) != (uid in stays)]
         if not check:
             reconciler.store.set_persistent(stays, True)
@@ -139,7 +143,7 @@ class Service:
         return [{"op": "create" if uid in stays else "delete", "kind": "persistence", "name": f"UID {uid}"} for uid in changed]
 
     def _network(self, reconciler: Reconciler, uid: int) -> dict[str, Any]:
-        if accounts.is_exempt(reconciler.site, uid):
+        if reconciler.is_exempt(uid):
             return {"uid": uid, "user": accounts.name_of(uid), "exempt": True, "objects": []}
         who = identify(reconciler.site, uid)
         return {
@@ -152,7 +156,7 @@ class Service:
 
 
 def targets(message: dict[str, Any]) -> list[int]:
-    """The UIDs a request names by `user`, `uid`, `users` or `uids`. Raises UvnError for an unknown user."""
+    """The UIDs a request names by `user`, `uid`, `users` or `uids`. Raises UvnError for a user of whom neither it nor a login before told the UID."""
     users, uids = _values(message, "user"), _values(message, "uid")
     for uid in uids:
         if not isinstance(uid, int) or isinstance(uid, bool):
@@ -162,7 +166,37 @@ def targets(message: dict[str, Any]) -> list[int]:
             raise UvnError(f"{user!r} is not an account name; give a string")
     if not users and not uids:
         raise UvnError("the request names nobody; give user, uid, users or uids")
-    return list(dict.fromkeys([*(accounts.uid_of(user) for user in users), *uids]))
+    known: dict[str | None, int] = {**vouched(), **{account.name: account.uid for account in introduced(message)}} if users else {}
+    for user in users:
+        if user not in known:
+            raise UvnError(f"user {user!r} is unknown on this node, or its directory does not answer; `getent passwd` must find the account")
+    return list(dict.fromkeys([*(known[user] for user in users), *uids]))
+
+
+def introduced(message: dict[str, Any]) -> list[accounts.Account]:
+    """The `accounts` of a request, each with its uid, and name and gids as far as the sender knows them. Raises UvnError for other values."""
+    brought = message.get("accounts", [])
+    if not isinstance(brought, list):
+        raise UvnError(f"accounts is {brought!r}; give a list")
+    return [_account(one) for one in brought]
+
+
+def _account(one: Any) -> accounts.Account:
+    if not isinstance(one, dict) or not one.keys() <= {"name", "uid", "gids"}:
+        raise UvnError(f"{one!r} is not an account; give its name, uid and gids")
+    name, gids = one.get("name"), one.get("gids", [])
+    if not (name is None or isinstance(name, str)) or not isinstance(gids, list) or not all(map(_is_id, [one.get("uid"), *gids])):
+        raise UvnError(f"{one!r} is not an account; its name is a string, its uid a number, its gids a list of numbers from 0 to {ID_MAX}")
+    return accounts.Account(one["uid"], name, frozenset(gids))
+
+
+def _is_id(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= ID_MAX
+
+
+def _meet(reconciler: Reconciler, brought: list[accounts.Account]) -> None:
+    for account in brought:
+        reconciler.meet(account)
 
 
 def target(message: dict[str, Any]) -> int:

@@ -1,16 +1,15 @@
 # Copyright (c) 2026 The UVN authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is kept in files: users provisioned to stay, sysctls as they were before UVN, and whose network is vouched for."""
+"""What is kept in files: users provisioned to stay, sysctls as they were before UVN, who was exempt, and whose network is vouched for."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from typing import Any, Iterable
+from typing import Any, Iterable, Mapping
 
-from . import accounts
 from .errors import UvnError
 from .objects import Sysctl
 
@@ -49,6 +48,20 @@ class Store:
         """The sysctls as they were before UVN, in the order that is safe to restore."""
         return [Sysctl(path, value) for path, value in sorted(self._read()["sysctls"].items()) if os.path.exists(f"/proc/sys/{path}")]
 
+    def exempt(self) -> set[int]:
+        """UIDs that were exempt by name or group: at the next boot the directory may be silent."""
+        return set(self._read()["exempt"]["uids"])
+
+    def exempt_groups(self) -> dict[str, int]:
+        """The numbers of the exempt groups, as last known."""
+        return self._read()["exempt"]["groups"]
+
+    def note_exempt(self, uids: Iterable[int], groups: Mapping[str, int]) -> None:
+        """Note them in place of those before."""
+        data, exempt = self._read(), {"uids": sorted(uids), "groups": dict(groups)}
+        if exempt != data["exempt"]:
+            self._write({**data, "exempt": exempt})
+
     def forget(self) -> None:
         """Remove the file."""
         try:
@@ -57,11 +70,12 @@ class Store:
             pass
 
     def _read(self) -> dict[str, Any]:
+        nothing: dict[str, Any] = {"persistent": [], "sysctls": {}, "exempt": {"uids": [], "groups": {}}}
         try:
             with open(self._path, encoding="utf-8") as file:
-                return {"persistent": [], "sysctls": {}, **json.load(file)}
+                return {**nothing, **json.load(file)}
         except FileNotFoundError:
-            return {"persistent": [], "sysctls": {}}
+            return nothing
         except (OSError, ValueError) as error:
             raise UvnError(f"{self._path}: {error}; repair it or delete it (it holds the users provisioned to stay)") from None
 
@@ -96,10 +110,10 @@ def withdraw(uid: int) -> None:
             _unlink(name)
 
 
-def withdraw_strangers() -> None:
-    """Logins of accounts that have another UID by now, or none, ask again."""
+def withdraw_strangers(uids: Mapping[str, int | None]) -> None:
+    """Logins of accounts that have another UID by now, or None, ask again; of names that are not in `uids` nothing is known."""
     for name, uid in vouched().items():
-        if accounts.current_uid(name) != uid:
+        if uids.get(name, uid) != uid:
             _unlink(name)
 
 
