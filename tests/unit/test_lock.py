@@ -92,6 +92,7 @@ def test_a_reconciler_closes_its_sockets(tmp_path, monkeypatch):
     monkeypatch.setattr(reconcile, "RUN", str(tmp_path))
     monkeypatch.setattr("uvn.kernel.PYROUTE2_ERROR", None)  # nothing is sent
     monkeypatch.setattr("uvn.netlink.SO_RCVBUFFORCE", 8)  # SO_RCVBUF: this test needs no rights
+    gc.collect()  # what other tests left open
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", ResourceWarning)
         with reconcile.Reconciler.open(parse(SITE)) as reconciler:

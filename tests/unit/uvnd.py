@@ -15,6 +15,7 @@ from uvn.errors import UvnError
 from uvn.identity import LINK_GROUP
 
 IDLE = 900
+NEVER = socket.socketpair()  # which nobody writes to
 
 
 class Echo:
@@ -28,8 +29,8 @@ class Calm:
     """A keeper that has nothing to do."""
 
     def __init__(self):
-        self.events, self.nftables = socket.socketpair()
-        self.inquiry, self._directory = socket.socketpair()
+        self.events, self.nftables = NEVER
+        self.inquiry = NEVER[0]
         self.between = self.alive = self.work = self.read = lambda: None
 
     def wait(self):
@@ -75,10 +76,9 @@ class Directory:
 
     def __init__(self):
         self.silent, self._answers = False, None
-        self._readable, self._end = socket.socketpair()
 
     def fileno(self):
-        return self._readable.fileno()
+        return NEVER[0].fileno()
 
     def begin(self, *_about):
         self._answers = None if self.silent else accounts.Answers({}, {}, {})
