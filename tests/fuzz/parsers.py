@@ -26,7 +26,7 @@ TABLE_BASE = 100000000
 # Only the kernel can send to our netlink sockets (netlink_sendmsg, net/netlink/af_netlink.c), so headers and structs are whole.
 KINDS = (events.RTM_NEWLINK, events.RTM_DELLINK, events.RTM_NEWADDR, events.RTM_DELADDR, events.RTM_NEWROUTE, events.RTM_DELROUTE)
 WORDS = ("op", "ensure", "remove", "show", "status", "user", "users", "uid", "uids", "check", "persistent", "brief", "job", "root")
-WORDS += ("accounts", "name", "gids")
+WORDS += ("accounts", "name", "gids", "exempt")
 STRUCT = 16  # bytes, of the longest struct behind a header
 
 

@@ -240,13 +240,15 @@ class Keeper:
         withdraw_strangers(answers.names)
         with self.reconciler() as reconciler:
             changed = reconciler.learn(answers)
+            lost = sorted(uid for uid in changed if not reconciler.is_exempt(uid))
+            for uid in lost:
+                withdraw(uid)
             if changed:
                 mend("node", reconciler.node)
-            running = accounts.real_uids() if changed else set()
-            for uid in sorted(changed):
-                if not reconciler.is_exempt(uid):
-                    self.breathe()
-                    mend(label(uid), functools.partial(self._reconcile, uid, uid in running))
+            running = accounts.real_uids() if lost else set()
+            for uid in lost:
+                self.breathe()
+                mend(label(uid), functools.partial(self._reconcile, uid, uid in running))
 
     def _tell(self, silent: Sequence[str]) -> None:
         """Say once that the directory is silent, and once that it answers again."""
@@ -267,7 +269,8 @@ class Keeper:
         elif not idle or now - self._seen.setdefault(uid, now) < idle:
             return
         elif uid not in self._leaving:
-            withdraw(uid)
+            if not reconciler.is_exempt(uid):
+                withdraw(uid)
             self._leaving.add(uid)
         else:
             self._leaving.discard(uid)
