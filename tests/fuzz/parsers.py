@@ -29,7 +29,7 @@ KINDS = (
     events.RTM_NEWNETCONF,
 )  # fmt: skip
 WORDS = ("op", "ensure", "remove", "show", "status", "user", "users", "uid", "uids", "check", "persistent", "brief", "job", "root")
-WORDS += ("accounts", "name", "gids")
+WORDS += ("accounts", "name", "gids", "exempt")
 STRUCT = 16  # bytes, of the longest struct behind a header
 
 

@@ -73,6 +73,8 @@ def test_the_exempt_have_sockets_whether_their_group_lists_them_or_not(host, dir
         directory.memberships = {}
         wait_for(lambda: not is_exempt(UNLISTED), "who is not in the group any more is exempt no more")
         assert "unlisted" not in store.vouched() and is_exempt(PRIMARY)
+        configure({**host.configuration, "idle": 1})
+        wait_for(lambda: not is_exempt(NAMED) and not is_exempt(PRIMARY), "nor is anybody whom the site exempts no more")
 
 
 def test_who_runs_when_membership_begins_is_exempt_by_groups_that_list_nobody(host, directory):

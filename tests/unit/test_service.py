@@ -13,6 +13,7 @@ import threading
 import time
 
 import pytest
+from conftest import SITE
 from hypothesis import given
 from hypothesis import strategies as st
 from uvn import accounts, daemon, login, service, site, store
@@ -98,6 +99,17 @@ def test_a_login_brings_along_what_the_directory_says_and_asks_it_once(answering
     assert service.introduced({"accounts": brought}) == [accounts.Account(0, "root", frozenset({0, 10}))]
 
 
+def test_a_login_says_whom_pam_found_in_an_exempt_group(answering, monkeypatch, capsys):
+    start, received = answering
+    monkeypatch.setattr(login, "SOCKET", start(b'{"ok": false, "error": "the map is full"}\n'))
+    monkeypatch.setattr(login, "EXEMPT", True)
+    monkeypatch.setenv("PAM_USER", "root")
+    login.main()
+    (account,) = service.introduced(json.loads(received[0]))
+    assert (account.uid, account.exempt) == (0, True) and account.is_exempt(site.parse(SITE), ())
+    assert "the map is full" in capsys.readouterr().out
+
+
 def test_the_client_brings_along_what_the_directory_says(answering):
     start, received = answering
     request({"op": "ensure", "users": ["root"], "uid": 3999999999}, start(b'{"ok": true}\n'))
@@ -179,7 +191,7 @@ def test_a_name_of_which_the_directory_says_nothing_is_that_of_the_login_before(
     "brought",
     [7, {"uid": 7}, [7], [{}], [{"uid": "7"}], [{"uid": True}], [{"uid": -1}], [{"uid": 2**32 - 1}], [{"uid": 7, "name": 7}], [{"uid": 7, "gids": 7}]]
     + [[{"uid": 7, "gids": [gid]}] for gid in (None, "7", -1, 7.0, [])]
-    + [[{"uid": 7, "home": "/"}]],
+    + [[{"uid": 7, "exempt": 1}], [{"uid": 7, "home": "/"}]],
 )
 @pytest.mark.parametrize("operation", ["ensure", "remove", "show"])
 def test_accounts_that_are_none_are_refused_with_a_sentence(operation, brought):

@@ -55,16 +55,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Account:
-    """An account and the groups it is known to be in; `whole` if it surely is in no other."""
+    """An account and the groups it is known to be in; `whole` if it surely is in no other, `exempt` if PAM found it in an exempt one."""
 
     uid: int
     name: str | None = None
     gids: frozenset[int] = frozenset()
     whole: bool = False
+    exempt: bool = False
 
     def is_exempt(self, site: Site, gids: Iterable[int]) -> bool:
         """Whether the site exempts it by name, or as a member of a group of which `gids` are the numbers."""
-        return self.name in site.exempt.users or not self.gids.isdisjoint(gids)
+        return self.exempt or self.name in site.exempt.users or not self.gids.isdisjoint(gids)
 
 
 @dataclass(frozen=True)

@@ -323,13 +323,15 @@ class Keeper:
         with self.reconciler() as reconciler:
             withdraw_strangers(answers.names)
             changed = reconciler.learn(answers)
+            lost = sorted(uid for uid in changed if not reconciler.is_exempt(uid))
+            for uid in lost:
+                withdraw(uid)
             if changed:
                 self._mend_node(reconciler)
-            running = accounts.real_uids(self.breathe) if changed else set()
-            for uid in sorted(changed):
-                if not reconciler.is_exempt(uid):
-                    self.breathe()
-                    self._repair(label(uid), functools.partial(self._reconcile, uid, uid in running))
+            running = accounts.real_uids(self.breathe) if lost else set()
+            for uid in lost:
+                self.breathe()
+                self._repair(label(uid), functools.partial(self._reconcile, uid, uid in running))
 
     def _tell(self, silent: Sequence[str]) -> None:
         """Say once that the directory is silent, and once that it answers again."""
@@ -350,7 +352,8 @@ class Keeper:
         elif not idle or now - self._seen.setdefault(uid, now) < idle:
             return
         elif uid not in self._leaving:
-            withdraw(uid)
+            if not reconciler.is_exempt(uid):
+                withdraw(uid)
             self._leaving.add(uid)
         elif self._repair(label(uid), functools.partial(self._reconcile, uid, False)) is not None:  # else with the next sweep
             log(f"remove {label(uid)}: no process for {idle} s")

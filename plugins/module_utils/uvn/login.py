@@ -43,7 +43,8 @@ def introduction(user):
         groups = os.getgrouplist(user, entry.pw_gid)
     except (KeyError, OSError):
         return ""
-    return ', "accounts": [{"name": "%s", "uid": %d, "gids": %s}]' % (user, entry.pw_uid, groups)
+    exempt = ', "exempt": true' if EXEMPT else ""
+    return ', "accounts": [{"name": "%s", "uid": %d, "gids": %s%s}]' % (user, entry.pw_uid, groups, exempt)
 
 
 def ask(message):

@@ -141,7 +141,7 @@ class Reconciler:
             return []
         if check:
             return self._user(uid, present, check, host)
-        if not present:
+        if not present and not self.is_exempt(uid):
             withdraw(uid)
         try:
             changes = self._user(uid, present, check, host)

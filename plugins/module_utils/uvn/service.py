@@ -174,7 +174,7 @@ def targets(message: dict[str, Any]) -> list[int]:
 
 
 def introduced(message: dict[str, Any]) -> list[accounts.Account]:
-    """The `accounts` of a request, each with its uid, and name and gids as far as the sender knows them. Raises UvnError for other values."""
+    """The `accounts` of a request, each with its uid; name, gids and exempt as far as the sender knows. Raises UvnError for other values."""
     brought = message.get("accounts", [])
     if not isinstance(brought, list):
         raise UvnError(f"accounts is {brought!r}; give a list")
@@ -182,12 +182,14 @@ def introduced(message: dict[str, Any]) -> list[accounts.Account]:
 
 
 def _account(one: Any) -> accounts.Account:
-    if not isinstance(one, dict) or not one.keys() <= {"name", "uid", "gids"}:
-        raise UvnError(f"{one!r} is not an account; give its name, uid and gids")
-    name, gids = one.get("name"), one.get("gids", [])
-    if not (name is None or isinstance(name, str)) or not isinstance(gids, list) or not all(map(_is_id, [one.get("uid"), *gids])):
-        raise UvnError(f"{one!r} is not an account; its name is a string, its uid a number, its gids a list of numbers from 0 to {ID_MAX}")
-    return accounts.Account(one["uid"], name, frozenset(gids))
+    if not isinstance(one, dict) or not one.keys() <= {"name", "uid", "gids", "exempt"}:
+        raise UvnError(f"{one!r} is not an account; give its name, uid, gids and exempt")
+    name, gids, exempt = one.get("name"), one.get("gids", []), one.get("exempt", False)
+    if not (name is None or isinstance(name, str)) or not isinstance(exempt, bool):
+        raise UvnError(f"{one!r} is not an account; its name is a string, and exempt true or false")
+    if not isinstance(gids, list) or not all(map(_is_id, [one.get("uid"), *gids])):
+        raise UvnError(f"{one!r} is not an account; its uid is a number from 0 to {ID_MAX}, its gids a list of them")
+    return accounts.Account(one["uid"], name, frozenset(gids), exempt=exempt)
 
 
 def _is_id(number: Any) -> bool:
