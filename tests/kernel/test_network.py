@@ -328,7 +328,10 @@ def container(pair):
     a, name = pair[0], "uvn-box"
     run("ip", "netns", "add", name)
     a.sh(f"ip link add box0 type veth peer name eth0 netns {name}; ip addr add 10.99.0.1/24 dev box0; ip link set box0 up")
-    a.sh("sysctl -qw net.ipv4.ip_forward=1; nft 'table ip box { chain post { type nat hook postrouting priority 100; masquerade; } }'")
+    a.sh(
+        "sysctl -qw net.ipv4.ip_forward=1; nft 'add table ip box; add chain ip box post { type nat hook postrouting priority 100; }; "
+        "add rule ip box post ip saddr 10.99.0.0/24 masquerade'"
+    )
     run("ip", "-n", name, "addr", "add", "10.99.0.2/24", "dev", "eth0")
     run("ip", "-n", name, "link", "set", "eth0", "up")
     run("ip", "-n", name, "route", "add", "default", "via", "10.99.0.1")
