@@ -54,7 +54,7 @@ class Conflicts:
 
     def all(self) -> list[str]:
         """One sentence for each conflict, without repetitions."""
-        parts = (self._groups, self._names, self._tables, self._ports, self._rules, self._nat, self._firewalls)
+        parts = (self._groups, self._names, self._tables, self._ports, self._nodes, self._rules, self._nat, self._firewalls)
         return list(dict.fromkeys(sentence for part in parts for sentence in part()))
 
     def _groups(self) -> Iterator[str]:
@@ -122,6 +122,23 @@ class Conflicts:
                     program = re.findall(r'"([^"]+)",pid=(\d+)', "".join(owner))
                     who = ", ".join(f"{name} (PID {pid})" for name, pid in program) or "a socket of the kernel (such as WireGuard's)"
                     yield f"the UDP port {port}, which is the port of an underlay, is in use by {who}; {remedy}"
+
+    def _nodes(self) -> Iterator[str]:
+        """Where the site says which addresses nodes have: the one that this node's frames would come from (underlay.py)."""
+        for underlay in (underlay for underlay in self.site.underlays if underlay.nodes):
+            found = [(name, address) for name, address in self._outer_addresses() if any(address in subnet for subnet in underlay.subnets)]
+            for name, address in found[:1]:
+                if not any(address in network for network in underlay.nodes):
+                    yield (
+                        f"the address {address} of {name} is in none of the `nodes` of the underlay with UDP port {underlay.port}, so that "
+                        "other nodes would drop what this node's users send to them; add it in uvn_underlays"
+                    )
+
+    def _outer_addresses(self) -> list[tuple[str, Any]]:
+        """Names and addresses of the NICs, of the IP version of the VXLANs' packets."""
+        links = sorted(self.foreign, key=lambda link: link["ifname"])
+        every = [(link["ifname"], ipaddress.ip_address(text)) for link in links for text in _addresses(link)]
+        return [(name, address) for name, address in every if address.version == self.site.group.version]
 
     def _rules(self) -> Iterator[str]:
         """Rules at our preferences, and rules that would come before the rule `local` and lead elsewhere what is local or users'."""

@@ -25,6 +25,7 @@ VRF, VXLAN = "vrf2002", "em1u2002"
 VNI, GROUP = 2002, "239.192.193.194"
 HERE4, THERE4, HERE6, THERE6 = "192.168.80.91", "192.168.80.92", "fd00:80::91", "fd00:80::92"
 NAT4 = "100.64.7.210"
+OWN_NAT4 = "100.64.7.209"
 OFFNET = ("198.51.100.10", 8080)
 TCP, UDP, UDPLITE, SCTP, MPTCP, SMC, VSOCK, EAVESDROP = 5601, 5602, 5603, 5604, 5605, 5606, 5607, 5699
 ABSTRACT = "\0uvn-escape"
@@ -385,6 +386,7 @@ PROGRAMS = {
     "own network namespace, slirp4netns": slirp,
     "NAT address": lambda: talk(socket.socket(), (NAT4, TCP)),
     "NAT address, from outside": lambda: talk(into(socket.socket(), "em1"), (NAT4, TCP)),
+    "IP_PKTINFO, the NIC itself": lambda: pktinfo("em1", THERE4, OWN_NAT4, port=7009) and "secret",  # as the node, past the network
     "IP_PKTINFO, VRF": lambda: pktinfo(VRF, "127.0.0.1"),
     "IP_PKTINFO, VXLAN": lambda: pktinfo(VXLAN, HERE4),
     "IP_PKTINFO, VRF, other node": lambda: pktinfo(VRF, THERE4),

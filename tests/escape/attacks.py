@@ -51,6 +51,7 @@ ATTACKS = (
     Attack("own network namespace, slirp4netns", "membership"),
     Attack("NAT address", "kernel"),
     Attack("NAT address, from outside", "kernel", node="ext"),
+    Attack("IP_PKTINFO, the NIC itself", "guard"),
     Attack("IP_PKTINFO, VRF", "guard"),
     Attack("IP_PKTINFO, VXLAN", "guard"),
     Attack("IP_PKTINFO, VRF, other node", "guard"),

@@ -198,14 +198,15 @@ def connect(device: str, address: str, port: int) -> str:
             return type(error).__name__
 
 
-def inject(device: str, outer: str, port: int, vni: int, mac: str, source: str, target: str) -> None:
-    """Send a hand-made VXLAN frame (RFC 7348) with an ARP request in it, as an ordinary user's socket could."""
+def inject(device: str, outer: str, port: int, vni: int, mac: str, source: str, target: str, source_port: int = 0) -> None:
+    """Send a hand-made VXLAN frame (RFC 7348) with an ARP request in it, as an ordinary user's socket could, or root's from a port below 1024."""
     mine = b"\x02\0\0\0\0\x66"
     arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mine + socket.inet_aton(source) + bytes(6) + socket.inet_aton(target)
     frame = bytes.fromhex(mac.replace(":", "")) + mine + b"\x08\x06" + arp
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as attacker:
         if device:
             attacker.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+        attacker.bind(("", source_port))
         with contextlib.suppress(PermissionError):  # as the guard refuses it
             attacker.sendto(struct.pack("!II", 0x08000000, vni << 8) + frame, (outer, port))
 

@@ -5,11 +5,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
+import socket
+import struct
 import subprocess
 import time
 
 import pytest
 from daemon import LOG, Host, configure, wait_for
+from nodes import Node
 from uvn import abstract, client
 from uvn.reconcile import Reconciler
 
@@ -144,6 +150,296 @@ def test_the_journal_names_the_program_behind_what_was_refused(host):
         program.kill()
         program.wait()
 
+
+# -- past the network ------------------------------------------------------------------------------------------------
+
+PORT, GROUP4, GROUP6 = 7099, "239.9.9.9", "ff05::99"
+NAT4, NAT6 = "100.64.7.209", "fd75:766e::7d1"
+SIDEWAYS = {  # from alice's NAT address to who is on em1; IPv4's control message does it from a socket in her network too
+    "a host": (NAT4, "192.168.80.75"),
+    "all hosts": (NAT4, "192.168.87.255"),
+    "a group": (NAT4, GROUP4),
+    "a host, IPv6": (NAT6, "fd00:80::75"),
+    "a group, IPv6": (NAT6, GROUP6),
+}
+DATAGRAM = """
+import socket, struct, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+sock = socket.socket(family, socket.SOCK_DGRAM)
+try:
+    if sys.argv[2:]:
+        about = struct.pack("=I4s4x", socket.if_nametoindex("em1"), socket.inet_aton(sys.argv[2]))
+        sock.sendmsg([b"sideways"], [(0, 8, about)], 0, (sys.argv[1], 7099))
+    else:
+        sock.sendto(b"straight", (sys.argv[1], 7099))
+    print("sent")
+except PermissionError:
+    print("refused")
+"""
+
+
+@pytest.fixture(scope="module")
+def peer(host):
+    """Another host on all networks of the node, without UVN."""
+    node = Node("uvn-gp", 75)
+    node.call(listen)
+    yield node
+    node.delete()
+
+
+@pytest.fixture(scope="module")
+def licence(host):
+    """The host that the site lists as `direct`."""
+    node = Node("uvn-gl", 5, nics={"em1": "lan80"})
+    node.call(listen)
+    yield node
+    node.delete()
+
+
+@contextlib.contextmanager
+def unguarded(host):
+    """For the length of a `with` there is no guard, and no uvnd to put it back."""
+    host.stop()
+    host.sh("nft delete table inet uvn")
+    try:
+        yield
+    finally:
+        host.sh("/usr/sbin/uvn node apply")
+        host.start()
+
+
+def test_users_packets_over_a_nic_go_to_no_subnet_that_is_the_overlay_s(host, peer):
+    """Nobody speaks with the node's own address there, which NAT would give the packets."""
+
+    def attacks():
+        said = {name: host.call_apart(sideways, ALICE, *ends) for name, ends in SIDEWAYS.items()}
+        said["a host, by IP_PKTINFO"] = datagram(host, ALICE, "192.168.80.75", NAT4)
+        return said, peer.call(heard, len(said))
+
+    with unguarded(host):
+        said, sources = attacks()
+        assert set(said.values()) == {"sent"} and len(sources) == len(said), f"without the guard the attacks are real: {said}, {sources}"
+        assert set(sources) == {"192.168.80.73", "fd00:80::73"}
+    before = client.request({"op": "status"})["node"]["guard"]["stray"]
+    said, sources = attacks()
+    assert set(said.values()) == {"refused"} and sources == [], said
+    assert client.request({"op": "status"})["node"]["guard"]["stray"] == before + len(said)
+
+
+@pytest.mark.parametrize("address, source", [("10.10.0.75", "10.10.0.73"), ("2001:db8:10::75", "2001:db8:10::73")])
+def test_nat_to_the_outside_goes_on(host, peer, address, source):
+    assert datagram(host, ALICE, address) == "sent"
+    assert peer.call(heard, 1) == [source]
+
+
+def test_a_direct_host_hears_users_by_nat(host, licence):
+    assert datagram(host, ALICE, "192.168.80.5") == "sent"
+    assert licence.call(heard, 1) == ["192.168.80.73"]
+
+
+def test_root_speaks_over_nics_as_ever(host, peer):
+    assert [host.call(sideways, 0, "192.168.80.73", target) for target in ("192.168.80.75", GROUP4)] == ["sent"] * 2
+    assert peer.call(heard, 2) == ["192.168.80.73"] * 2
+
+
+BEGIN = """
+import socket, sys
+address, count, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+family = socket.AF_INET6 if ":" in address else socket.AF_INET
+held, sent, refused = [], 0, 0
+for number in range(count):
+    if kind == "sockets" or not held:
+        held.append(socket.socket(family, socket.SOCK_DGRAM))
+    try:
+        held[-1].sendto(b"begin", (address, 9 if kind == "sockets" else 10000 + number))
+        sent += 1
+    except PermissionError:
+        refused += 1
+for sock in held if kind == "sockets" else []:
+    try:
+        sock.sendto(b"go on", (address, 9))
+        sent += 1
+    except PermissionError:
+        pass
+print(sent, refused)
+"""
+
+
+@contextlib.contextmanager
+def tracking(host, maximum):
+    """The node's connection tracking with room for so many, empty before and after."""
+
+    def sysctl(*arguments):
+        done = subprocess.run(["nsenter", "--target", "1", "--net", "sysctl", *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    def empty():
+        wait_for(lambda: int(host.sh("sysctl -n net.netfilter.nf_conntrack_count")) < 20, "old connections are forgotten", seconds=120)
+
+    before = sysctl("-n", "net.netfilter.nf_conntrack_max")
+    host.sh("sysctl -qw net.netfilter.nf_conntrack_udp_timeout=15 net.netfilter.nf_conntrack_udp_timeout_stream=15")
+    empty()
+    sysctl("-qw", f"net.netfilter.nf_conntrack_max={maximum}")
+    try:
+        yield
+    finally:
+        sysctl("-qw", f"net.netfilter.nf_conntrack_max={before}")
+        empty()
+
+
+def test_one_user_leaves_room_for_others_in_connection_tracking(host, peer):
+    with unguarded(host), tracking(host, 300):
+        begin(host, ALICE, "10.10.0.75", 400)
+        assert begin(host, BOB, "10.10.0.75", 20)[1] and begin(host, 0, "10.10.0.75", 20)[1], "without the guard the attack is real"
+    configure({**host.configuration, "flows": 100})
+    try:
+        host.sh("/usr/sbin/uvn node apply")
+        with tracking(host, 300):
+            before = client.request({"op": "status"})["node"]["guard"]["crowded"]
+            assert begin(host, ALICE, "10.10.0.75", 400) == [200, 300], "a hundred, which go on"
+            assert begin(host, BOB, "10.10.0.75", 20) == begin(host, 0, "10.10.0.75", 20) == [40, 0]
+            assert begin(host, ALICE, "10.10.0.75", 5)[1] == 5, "none is free yet"
+            assert client.request({"op": "status"})["node"]["guard"]["crowded"] == before + 610, "and what did not begin does not go on"
+        with tracking(host, 1000):
+            assert begin(host, ALICE, "2001:db8:10::75", 150) == [200, 50]
+            assert begin(host, ALICE, "10.10.0.75", 50) == [100, 0], "IPv4 has a bound of its own"
+    finally:
+        configure(host.configuration)
+        host.sh("/usr/sbin/uvn node apply")
+
+
+def test_one_user_begins_so_many_connections_a_second(host, peer):
+    """What is closed is counted no longer, but the kernel keeps it for a while."""
+    configure({**host.configuration, "flows": 1000000})
+    try:
+        host.sh("/usr/sbin/uvn node apply")
+        with tracking(host, 100000):
+            before = client.request({"op": "status"})["node"]["guard"]["crowded"]
+            sent, refused = begin(host, ALICE, "10.10.0.75", 20000, "ports")
+            assert sent >= 500 and refused, f"sent {sent}, refused {refused}"
+            assert client.request({"op": "status"})["node"]["guard"]["crowded"] == before + refused
+    finally:
+        configure(host.configuration)
+        host.sh("/usr/sbin/uvn node apply")
+
+
+CONNECT = """
+import socket, sys
+device, port, protocol = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol)
+if device:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+sock.settimeout(5)
+try:
+    sock.connect(("127.0.0.1", port))
+    print("connected")
+except OSError as error:
+    print(type(error).__name__)
+"""
+ACCEPT = """
+import socket, sys, time
+listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, int(sys.argv[2]))
+listener.bind(("0.0.0.0", int(sys.argv[1])))
+listener.listen()
+print("listens", flush=True)
+while True:
+    listener.accept()
+"""
+NOBODY = 65534  # an exempt account of every site
+
+
+@pytest.mark.parametrize("protocol", [socket.IPPROTO_TCP, socket.IPPROTO_SCTP], ids=["TCP", "SCTP"])
+def test_an_exempt_account_answers_users_and_begins_nothing(host, protocol):
+    with listening(host, ALICE, 7201, protocol), listening(host, NOBODY, 7202, protocol):
+        assert connects(host, NOBODY, "vrf2001", 7201, protocol) == "TimeoutError"
+        assert connects(host, ALICE, "", 7201, protocol) == "connected"
+        if protocol == socket.IPPROTO_TCP:  # Linux's SCTP answers nobody out of the default VRF, with the guard or without
+            assert connects(host, ALICE, "", 7202, protocol) == "connected"
+        with unguarded(host):
+            assert connects(host, NOBODY, "vrf2001", 7201, protocol) == "connected", "without the guard the attack is real"
+
+
+def test_one_user_s_attempts_do_not_hide_another_s_from_the_journal(host):
+    host.sh("nsenter --target 1 --net sysctl -qw net.netfilter.nf_log_all_netns=1")
+    alice = [host.run_as(ALICE, "python3", "-IS", "-c", PKTINFO, "vrf2002", stdout=subprocess.PIPE) for _again in range(20)]
+    assert {program.communicate()[0].strip() for program in alice} == {"mine refused"}
+    position = len(LOG.read_text())
+    bob = host.run_as(BOB, "python3", "-IS", "-c", PKTINFO, "vrf2001", stdout=subprocess.PIPE)
+    assert bob.communicate()[0].strip() == "mine refused"
+    wait_for(lambda: f"guard foreign: bob uid={BOB}" in LOG.read_text()[position:], "the journal names bob")
+
+
+# -- helpers ---------------------------------------------------------------------------------------------------------
+
+HEARING = []  # sockets of an agent
+
+
+def listen():
+    """In the agent of a host: hear what comes in on PORT, to the groups as well."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        HEARING.append(socket.socket(family, socket.SOCK_DGRAM))
+        if family == socket.AF_INET6:
+            HEARING[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        HEARING[-1].bind(("", PORT))
+    about = struct.pack("=4s4xi", socket.inet_aton(GROUP4), socket.if_nametoindex("em1"))
+    HEARING[0].setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, about)
+    about = socket.inet_pton(socket.AF_INET6, GROUP6) + struct.pack("=i", socket.if_nametoindex("em1"))
+    HEARING[1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, about)
+
+
+def heard(count):
+    """The senders of the datagrams since the last call, up to `count`."""
+    sources = []
+    while len(sources) < count:
+        ready = select.select(HEARING, [], [], 3)[0]
+        if not ready:
+            break
+        sources.append(ready[0].recvfrom(100)[1][0])
+    return sources
+
+
+def sideways(uid, source, target):
+    """A datagram from an address by a socket that is in no VRF, as one that `connect()` took out of it; the real UID stays root's."""
+    os.seteuid(uid)
+    six = ":" in source
+    with socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        sock.setsockopt(*((socket.IPPROTO_IPV6, 78) if six else (socket.IPPROTO_IP, 15)), 1)  # IPV6_FREEBIND, IP_FREEBIND
+        if six:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex("em1"))
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, struct.pack("=8xi", socket.if_nametoindex("em1")))
+        sock.bind((source, 0))
+        try:
+            sock.sendto(b"sideways", (target, PORT))
+        except PermissionError:
+            return "refused"
+        return "sent"
+
+
+def datagram(host, uid, *arguments):
+    return host.run_as(uid, "python3", "-IS", "-c", DATAGRAM, *arguments, stdout=subprocess.PIPE).communicate()[0].strip()
+
+
+def begin(host, uid, address, count, kind="sockets"):
+    """How many datagrams of a user were sent, and how many new connections refused."""
+    program = host.run_as(uid, "python3", "-IS", "-c", BEGIN, address, str(count), kind, stdout=subprocess.PIPE)
+    return [int(number) for number in program.communicate()[0].split()]
+
+
+@contextlib.contextmanager
+def listening(host, uid, port, protocol):
+    with host.run_as(uid, "python3", "-IS", "-c", ACCEPT, str(port), str(protocol), stdout=subprocess.PIPE) as server:
+        assert server.stdout.readline() == "listens\n"
+        yield
+
+
+def connects(host, uid, device, port, protocol):
+    program = host.run_as(uid, "python3", "-IS", "-c", CONNECT, device, str(port), str(protocol), stdout=subprocess.PIPE)
+    return program.communicate()[0].strip()
+
+
+# -- what others do --------------------------------------------------------------------------------------------------
 
 FLUSHES = {
     "nft flush ruleset": "nft flush ruleset",

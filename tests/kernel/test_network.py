@@ -8,9 +8,10 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from nodes import SITE, Listener, Node, connect, groups_of, inject, rules_of, run
+from nodes import SITE, Agent, Listener, Node, connect, groups_of, inject, rules_of, run
 from uvn.identity import LINK_GROUP
 from uvn.objects import Rule, Vrf, Vxlan
+from uvn.site import parse
 
 ALICE, BOB = 2001, 2002
 LONG = {"enp129s0f1np1": "lan80", "ib0": "lan40", "wan0": "lanwan"}
@@ -62,6 +63,9 @@ OPTIONS = {
     "outer checksums": {"site": {**SITE, "udp_checksum": True}},
     "outer checksums over IPv6": {"site": {**SITE, "group": "ff05::1:1", "udp_checksum": True}},
     "a long NIC name": {"nics": LONG},
+    "more underlays than iptables matches ports": {
+        "site": {"underlays": SITE["underlays"] + [{"subnets": [f"10.{number}.0.0/16"], "port": 810 + number} for number in range(20, 40)]}
+    },
     "a large UID": {"site": {**SITE, "ranges": [{"first": 1200000000, "last": 1200099999, "index": 20000}]}},
 }
 
@@ -303,6 +307,86 @@ def test_off_subnet_connections_leave_with_the_nic_s_address(pair, outside, addr
     a.ensure(ALICE)
     with Listener(outside, "", "::" if ":" in address else "0.0.0.0", 8080):
         assert a.call(connect, "vrf2001", address, 8080) == f"default {seen}"
+
+
+def mac_of(node):
+    """The MAC address of bob's VXLAN."""
+    return node.sh("ip -o link show em1u2002 | grep -o 'link/ether [^ ]*' | cut -d' ' -f2").strip()
+
+
+def poisoned(node):
+    """Whether the sender of `inject` is in the neighbour table of bob's network; for the next time it no longer is."""
+    node.sh("sleep 0.3")
+    found = "02:00:00:00:00:66" in node.sh("ip neigh show dev em1u2002")
+    node.sh("ip neigh flush dev em1u2002")
+    return found
+
+
+@pytest.fixture
+def container(pair):
+    """A network namespace behind the first of the pair, as containers and virtual machines are; whoever is root there sends from any port."""
+    a, name = pair[0], "uvn-box"
+    run("ip", "netns", "add", name)
+    a.sh(f"ip link add box0 type veth peer name eth0 netns {name}; ip addr add 10.99.0.1/24 dev box0; ip link set box0 up")
+    a.sh(
+        "sysctl -qw net.ipv4.ip_forward=1; nft 'add table ip box; add chain ip box post { type nat hook postrouting priority 100; }; "
+        "add rule ip box post ip saddr 10.99.0.0/24 masquerade'"
+    )
+    run("ip", "-n", name, "addr", "add", "10.99.0.2/24", "dev", "eth0")
+    run("ip", "-n", name, "link", "set", "eth0", "up")
+    run("ip", "-n", name, "route", "add", "default", "via", "10.99.0.1")
+    whole_again(pair)  # a router now, by the site's wish
+    agent = Agent(name)
+    yield agent
+    agent.end()
+    run("ip", "netns", "del", name)
+    a.sh("ip link del box0; nft delete table ip box; sysctl -qw net.ipv4.ip_forward=0")
+    whole_again(pair)
+
+
+def whole_again(nodes):
+    for node in nodes:
+        node.prepare()
+        for uid in (ALICE, BOB):
+            node.ensure(uid)
+
+
+@pytest.mark.parametrize("target", ["192.168.80.32", "192.168.80.31"], ids=["another node's user", "a user of the node itself"])
+def test_a_frame_from_a_container_reaches_no_user(pair, container, target):
+    """NAT keeps the source port of what is forwarded, and what is for the node itself is not even translated."""
+    victim = next(node for node in pair if target.endswith(str(node.number)))
+
+    def attack():
+        container.call(inject, "", target, 800, BOB, mac_of(victim), "192.168.87.66", target, 700)
+        return poisoned(victim)
+
+    assert not attack()
+    pair[0].sh("nft delete table inet uvn")
+    try:
+        assert attack(), "a host without UVN lets it out, and the source port is one of the kernels'"
+    finally:
+        whole_again(pair)
+
+
+def test_a_list_of_nodes_keeps_out_who_is_none(pair, container):
+    """A host of the subnet without UVN that translates what its containers send."""
+    a, b = pair
+    site = b.site
+    a.sh("nft delete table inet uvn")
+    try:
+        reached = {}
+        for nodes in (["192.168.80.32"], ["192.168.80.31", "192.168.80.32"]):
+            b.site = parse({"underlays": [{**SITE["underlays"][0], "nodes": nodes}, SITE["underlays"][1]]})
+            assert [change.op for change in b.prepare()], "the set changes, and nothing else"
+            assert b.prepare() == []
+            container.call(inject, "", "192.168.80.32", 800, BOB, mac_of(b), "192.168.87.66", "192.168.80.32", 700)
+            reached[len(nodes)] = poisoned(b)
+        assert reached == {1: False, 2: True}
+        with Listener(b, "vrf2001", "0.0.0.0", 8888):
+            assert a.call(connect, "vrf2001", "192.168.80.32", 8888).startswith("vrf2001 "), "a node that is listed"
+    finally:
+        b.site = site
+        whole_again(pair)
 
 
 INJECTIONS = {"from a user's network to another node": "192.168.80.32", "to localhost": "127.0.0.1", "to the own address": "192.168.80.31"}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,9 @@ from uvn.objects import (
     TABLE_LOCAL,
     TABLE_MAIN,
     Address,
+    Chain,
     Classifier,
+    Element,
     Guard,
     Ingress,
     Member,
@@ -192,6 +195,11 @@ def guard(objects):
     return found
 
 
+def elements(objects, name):
+    """The networks or addresses in one of the guard's sets."""
+    return {obj.value[0] for obj in objects if isinstance(obj, Element) and obj.set == name}
+
+
 def opened(**keys):
     from conftest import SITE
     from uvn.site import parse
@@ -221,16 +229,73 @@ def test_any_ipv6_host_is_no_ipv4_host(host):
 
 
 def test_answers_of_datagram_sockets_pass_the_guard_to_listed_hosts_outside_the_subnets(host):
-    chains = {name: rules for name, _hook, rules in guard(node(opened(ingress=OPENINGS), host, 1, [])).chains}
-    assert chains["output"][-1] == "meta skuid >= 1000 goto answers"
-    assert chains["answers"] == (
-        *(f"{family} daddr {subnet} goto stray" for family, subnet in INSIDE),
-        "ip daddr 0.0.0.0/0 udp sport 60000-60099 accept",
-        "ip daddr 192.168.80.7/32 udp sport 60000-60099 accept",
+    objects = node(opened(ingress=OPENINGS), host, 1, [])
+    chains = {name: rules for name, _hook, rules in guard(objects).chains}
+    assert chains["output"][-1] == "meta skuid >= 1000 goto outward"
+    assert {subnet for _family, subnet in INSIDE} < {str(network) for network in elements(objects, "closed4") | elements(objects, "closed6")}
+    rules = chains["outward"]
+    assert rules[-3:] == (
+        "ip daddr @answers4_2 udp sport 60000-60099 accept",
+        "ip6 daddr @answers6_2 udp sport 60000-60099 accept",
         "goto stray",
     )
+    assert max(rules.index(f"{family} daddr @closed{version} goto stray") for family, version in (("ip", 4), ("ip6", 6))) < len(rules) - 3
+    assert elements(objects, "answers4_2") == {net("0.0.0.0/0")}, "which holds 192.168.80.7 too"
+    assert elements(objects, "answers6_2") == set()
     without = {name: rules for name, _hook, rules in guard(node(opened(ingress=OPENINGS[:1]), host, 1, [])).chains}
-    assert "answers" not in without and without["output"][-1] == "meta skuid >= 1000 goto stray"
+    assert not [rule for rule in without["outward"] if "answers" in rule] and without["outward"][-1] == "goto stray"
+    assert not [name for name in guard(node(opened(ingress=OPENINGS[:1]), host, 1, [])).sets if "answers" in name]
+
+
+def test_hosts_and_ports_of_ingress_do_not_multiply(host):
+    """The most that a site may open: rules grow with the ranges, elements with the hosts."""
+    hosts = [str(ipaddress.ip_address("10.0.0.1") + 2 * number) for number in range(4000)]
+    openings = [{"hosts": hosts, "ports": [f"{port}-{port + 9}" for port in range(1000, 2600, 100)], "protocol": "udp"}]
+    objects = node(opened(ingress=openings), host, 1, [])
+    assert sum(len(rules) for _name, _hook, rules in guard(objects).chains) < 150
+    assert len(elements(objects, "answers4_0")) == 4000
+    assert sum(isinstance(obj, Element) for obj in objects) < 4050
+
+
+def test_users_packets_over_nics_go_to_no_subnet_that_the_node_is_in(site, host):
+    closed = {version: elements(node(site, host, 1, []), f"closed{version}") for version in (4, 6)}
+
+    def is_closed(address):
+        return any(ip(address) in network for network in closed[ip(address).version])
+
+    for address in ("192.168.80.92", "192.168.87.255", "fd00:80::92", "192.168.40.1"):
+        assert is_closed(address), address
+    for address in ("224.0.0.251", "255.255.255.255", "10.10.0.255", "ff02::fb", "fe80::1"):
+        assert is_closed(address), address
+    for address in ("10.10.0.5", "10.10.0.92", "198.51.100.10", "2001:db8:10::5", "169.254.169.254"):
+        assert not is_closed(address), address
+    apart = Host(nics=host.nics[2:], routes=host.routes)
+    assert net("192.168.80.0/21") not in elements(node(site, apart, 1, []), "closed4"), "where users' routes lead over a NIC, by NAT"
+    linked = Host(nics=(Nic("p2p0", 1500, (ipaddress.ip_interface("10.9.9.0/31"), ipaddress.ip_interface("10.9.8.1/32"))),), routes=())
+    hosts = {net("10.9.9.1/32"), net("10.9.8.1/32")}
+    assert not hosts & elements(node(site, linked, 1, []), "closed4"), "such networks have no broadcast address"
+
+
+def test_hosts_without_uvn_stay_reachable(site, host):
+    objects = node(site, host, 1, [])
+    assert elements(objects, "direct4") == {ip("192.168.80.5")} and elements(objects, "direct6") == {ip("fd00:80::5")}
+
+
+def test_frames_come_from_the_listed_nodes_or_from_the_subnets(site, host):
+    from conftest import SITE
+
+    assert elements(node(site, host, 1, []), "nodes4") == {net("192.168.80.0/21"), net("192.168.40.0/21")}
+    first = {**SITE["underlays"][0], "nodes": ["192.168.80.64/26", "192.168.80.9"]}
+    listed = node(opened(underlays=[first, SITE["underlays"][1]]), host, 1, [])
+    assert elements(listed, "nodes4") == {net("192.168.80.64/26"), net("192.168.80.9/32"), net("192.168.40.0/21")}
+
+
+def test_more_ports_than_iptables_matches_at_once(host):
+    underlays = [{"subnets": [f"10.{number}.0.0/16"], "port": 800 + number} for number in range(40)]
+    objects = node(opened(underlays=underlays), host, 1, [])
+    for chain in (obj for obj in objects if isinstance(obj, Chain) and obj.chain == "UVN-INPUT"):
+        found = [match[1].split(",") for rule in chain.rules for match in [re.search(r"--dports (\S+)", rule)] if match]
+        assert max(map(len, found)) <= 15 and sorted(port for ports in found for port in ports) == [str(800 + number) for number in range(40)]
 
 
 def test_every_nic_has_a_classifier_and_replies_go_out_as_those_of_root(host):

@@ -207,6 +207,18 @@ def test_what_is_not_in_the_way_is_not_named(where, entry):
     assert judge(network) == []
 
 
+@pytest.mark.parametrize(
+    ("nodes", "missing"), [(["192.168.80.64/26"], False), (["192.168.80.91"], False), (["192.168.80.0/26", "fd00:80::91"], True)]
+)
+def test_a_node_that_its_own_list_does_not_know_is_named(nodes, missing):
+    from uvn.site import parse
+
+    site = {**SITE, "underlays": [{**SITE["underlays"][0], "nodes": nodes}, SITE["underlays"][1]]}
+    findings = preflight(FOUND, parse(site).as_dict(), network=NETWORK)
+    expected = "the address 192.168.80.91 of em1 is in none of the `nodes` of the underlay with UDP port 800, so that other nodes would drop"
+    assert [finding.startswith(expected) for finding in findings] == [True] * missing
+
+
 # -- Slurm -----------------------------------------------------------------------------------------------------------
 
 SLURM = {

@@ -52,6 +52,15 @@ BAD = {
         changed(underlays=[{"subnets": ["10.0.0.0/8"], "port": 1, "direct": ["192.0.2.1"]}]),
         "underlays\\[0\\].direct\\[0\\]: 192.0.2.1 is in none of this underlay's subnets",
     ),
+    "nodes elsewhere": (
+        changed(underlays=[{"subnets": ["10.0.0.0/8"], "port": 1, "nodes": ["10.0.0.1", "192.0.2.0/24"]}]),
+        "underlays\\[0\\].nodes\\[1\\]: 192.0.2.0/24 is in none of this underlay's subnets",
+    ),
+    "nodes of the other family": (
+        changed(underlays=[{"subnets": ["10.0.0.0/8", "fd00::/64"], "port": 1, "nodes": ["fd00::1"]}]),
+        "underlays\\[0\\].nodes: none is IPv4, as the frames to the group 239.192.193.194 are",
+    ),
+    "no flows": (changed(flows=0), "flows: 0 is not an integer from 1 to 1048576"),
     "unicast group": (changed(group="10.0.0.1"), "group: 10.0.0.1 is not multicast"),
     "wide group": (changed(group="239.0.0.0/8"), "the limit is 256"),
     "group of the other family": (changed(group="ff05::1", underlays=[{"subnets": ["10.0.0.0/8"], "port": 1}]), "none is IPv6"),

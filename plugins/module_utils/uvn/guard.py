@@ -16,7 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterable, Iterator, Sequence
 
 from .diff import Change
 from .errors import UvnError
@@ -40,8 +40,11 @@ NFT = "/usr/sbin/nft"
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 TIMEOUT = 30  # seconds
 
-# Bytes of the fields in the keys of the plan's sets. 2: a port, in network order; 4: a number, in the machine's; below 0: an address
+# Bytes of the fields in the keys of the plan's sets, but those that packets fill. 2: a port, in network order; 4: a number, in the machine's;
+# below 0: an address
 KEYS = {"ports": (2,), "exempt": (4,), "own": (4, 4), "nat4": (4, -4), "nat6": (4, -16)}
+KEYS.update({f"{name}4": (-4,) for name in ("direct", "closed", "nodes", "answers")})
+KEYS.update({f"{name}6": (-16,) for name in ("direct", "closed", "nodes", "answers")})
 
 # include/uapi/linux/netfilter/nfnetlink.h, nf_tables.h
 NETLINK_NETFILTER = 12
@@ -52,7 +55,8 @@ NFT_MSG_GETTABLE = NFNL_SUBSYS_NFTABLES << 8 | 1
 NFT_MSG_NEWSETELEM, NFT_MSG_GETSETELEM, NFT_MSG_DELSETELEM = (NFNL_SUBSYS_NFTABLES << 8 | number for number in (12, 13, 14))
 NFTA_TABLE_NAME = 1
 NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS = 1, 2, 3
-NFTA_LIST_ELEM, NFTA_SET_ELEM_KEY, NFTA_DATA_VALUE = 1, 1, 1
+NFTA_LIST_ELEM, NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_FLAGS, NFTA_DATA_VALUE = 1, 1, 3, 1
+INTERVAL_END = bytes((0, 0, 0, 1))  # NFT_SET_ELEM_INTERVAL_END, in network order
 NLA_F_NESTED = 0x8000
 NFGENMSG = struct.Struct(">BBH")  # struct nfgenmsg: family, version, resource
 
@@ -74,8 +78,8 @@ class Table:
         """The table and all elements of its sets."""
         if not self.exists():
             return []
-        listed = json.loads(_nft("-j", "-t", "list", "table", FAMILY, TABLE))
-        return [parse(listed), *(element for name in KEYS for element in self._elements(name))]
+        table = parse(json.loads(_nft("-j", "-t", "list", "table", FAMILY, TABLE)))
+        return [table, *(element for name in table.sets if kind(name) in KEYS for element in self._elements(name))]
 
     def existing(self, elements: Sequence[Object]) -> list[Object]:
         """Those of the elements that there are."""
@@ -93,14 +97,15 @@ class Table:
         if any(isinstance(change.object, Guard) for change in changes):
             _nft("-f", "-", text=render(changes))
             return
+        ordered = sorted(changes, key=lambda change: change.op != "delete")  # an interval comes after those that it overlaps have gone
         begin, end = (
             pack(kind, 0, NFGENMSG.pack(socket.AF_UNSPEC, 0, NFNL_SUBSYS_NFTABLES), ()) for kind in (NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END)
         )
         requests = [
             _elements_message(NFT_MSG_DELSETELEM if change.op == "delete" else NFT_MSG_NEWSETELEM, NLM_F_ACK | NLM_F_CREATE, change.object)
-            for change in changes
+            for change in ordered
         ]
-        for change, error in zip(changes, self._netlink.transaction(begin, requests, end)):
+        for change, error in zip(ordered, self._netlink.transaction(begin, requests, end)):
             if error:
                 raise UvnError(f"cannot {change} of the table {FAMILY} {TABLE}: {error}; try again")
 
@@ -115,11 +120,34 @@ class Table:
 
     def _elements(self, name: str) -> Iterator[Object]:
         wanted = [(NFTA_SET_ELEM_LIST_TABLE, _text(TABLE)), (NFTA_SET_ELEM_LIST_SET, _text(name))]
+        found = []
         for message in self._netlink.dump(_message(NFT_MSG_GETSETELEM, NLM_F_DUMP, wanted)):
             listed = attributes_of(message.data, HEADER.size + NFGENMSG.size).get(NFTA_SET_ELEM_LIST_ELEMENTS, b"")
-            for _number, element in attributes(listed):
-                key = attributes_of(attributes_of(element)[NFTA_SET_ELEM_KEY])[NFTA_DATA_VALUE]
-                yield Element(name, _unpack(name, key))
+            for element in (attributes_of(value) for _number, value in attributes(listed)):
+                key = attributes_of(element[NFTA_SET_ELEM_KEY])[NFTA_DATA_VALUE]
+                found.append((_unpack(name, key), element.get(NFTA_SET_ELEM_FLAGS) == INTERVAL_END))
+        values = networks(found) if is_interval(name) else (value for value, _end in found)
+        return (Element(name, value) for value in values)
+
+
+def kind(name: str) -> str:
+    """What the plan's SETS call a set of that name."""
+    return name.partition("_")[0]
+
+
+def is_interval(name: str) -> bool:
+    """Whether a set holds networks."""
+    return "interval" in SETS[kind(name)]
+
+
+def networks(bounds: Iterable[tuple[tuple, bool]]) -> Iterator[tuple]:
+    """The networks in a set of intervals, of which the kernel keeps the first address and, marked as an end, the one after the last."""
+    ordered = sorted((address, not end) for (address,), end in bounds)
+    for (first, starts), (after, _starts) in zip(ordered, [*ordered[1:], (None, False)]):
+        if starts:
+            last = after - 1 if after else type(first)(2**first.max_prefixlen - 1)
+            for network in ipaddress.summarize_address_range(first, last):
+                yield (network,)
 
 
 def parse(listed: dict[str, Any]) -> Guard:
@@ -153,10 +181,9 @@ def _definitions(guard: Guard, elements: Sequence[Element]) -> Iterator[str]:
         yield f"counter {name} {{ }}"
     for name in guard.sets:
         keys = ", ".join(" . ".join(map(str, element.value)) for element in elements if element.set == name)
-        yield f"set {name} {{ typeof {SETS[name]}; {f'elements = {{ {keys} }}' if keys else ''} }}"
+        yield f"set {name} {{ {SETS[kind(name)]}; {f'elements = {{ {keys} }}' if keys else ''} }}"
     for name, hook, rules in guard.chains:
-        where, _space, priority = hook.partition(" ")
-        yield f"chain {name} {{ {f'type filter hook {where} priority {priority}; policy accept;' if hook else ''}"
+        yield f"chain {name} {{ {'type {} hook {} priority {}; policy accept;'.format(*hook.split()) if hook else ''}"
         for rule in rules:
             quoted = rule.replace("'", '"')
             yield f'{quoted} comment "{rule}"'
@@ -164,11 +191,10 @@ def _definitions(guard: Guard, elements: Sequence[Element]) -> Iterator[str]:
 
 
 def _hook(chain: dict[str, Any]) -> str:
-    """The hook of a chain and its priority, as the plan has them; with type and policy where these are not as we make them."""
+    """The hook of a chain as the plan has it; with its policy where that is not as we make it."""
     if "hook" not in chain:
         return ""
-    hook = f"{chain['hook']} {chain['prio']}"
-    return hook if (chain["type"], chain["policy"]) == ("filter", "accept") else f"{hook} {chain['type']} {chain['policy']}"
+    return f"{chain['type']} {chain['hook']} {chain['prio']}" + ("" if chain["policy"] == "accept" else f" {chain['policy']}")
 
 
 def _nft(*arguments: str, text: str | None = None) -> str:
@@ -190,22 +216,36 @@ def _message(kind: int, flags: int, wanted: Sequence[tuple[int, bytes]]) -> byte
 
 
 def _elements_message(kind: int, flags: int, element: Element) -> bytes:
-    value = pack_attributes([(NFTA_DATA_VALUE, _pack(element))])
-    key = pack_attributes([(NFTA_SET_ELEM_KEY | NLA_F_NESTED, value)])
-    elements = pack_attributes([(NFTA_LIST_ELEM | NLA_F_NESTED, key)])
+    elements = pack_attributes((NFTA_LIST_ELEM | NLA_F_NESTED, pack_attributes(parts)) for parts in _parts(element))
     names = [(NFTA_SET_ELEM_LIST_TABLE, _text(TABLE)), (NFTA_SET_ELEM_LIST_SET, _text(element.set))]
     return _message(kind, flags, [*names, (NFTA_SET_ELEM_LIST_ELEMENTS | NLA_F_NESTED, elements)])
 
 
-def _pack(element: Element) -> bytes:
-    """The key of an element in the kernel; in a concatenation every field takes whole registers of 4 bytes."""
-    fields = zip(KEYS[element.set], element.value)
+def _parts(element: Element) -> Iterator[list[tuple[int, bytes]]]:
+    """What the kernel has for an element, as attributes: one key, or for a network the bounds, of which the last address of all has no end."""
+    if not is_interval(element.set):
+        yield [_key(element.set, element.value)]
+        return
+    (network,) = element.value
+    yield [_key(element.set, (network.network_address,))]
+    last = network.broadcast_address
+    if int(last) + 1 < 2**last.max_prefixlen:
+        yield [_key(element.set, (last + 1,)), (NFTA_SET_ELEM_FLAGS, INTERVAL_END)]
+
+
+def _key(name: str, value: tuple) -> tuple[int, bytes]:
+    return NFTA_SET_ELEM_KEY | NLA_F_NESTED, pack_attributes([(NFTA_DATA_VALUE, _pack(name, value))])
+
+
+def _pack(name: str, value: tuple) -> bytes:
+    """A key in the kernel; in a concatenation every field takes whole registers of 4 bytes."""
+    fields = zip(KEYS[kind(name)], value)
     return b"".join(value.packed if size < 0 else value.to_bytes(size, "big" if size == 2 else sys.byteorder) for size, value in fields)
 
 
 def _unpack(name: str, key: bytes) -> tuple:
     value, offset = [], 0
-    for size in KEYS[name]:
+    for size in KEYS[kind(name)]:
         part = key[offset : offset + abs(size)]
         value.append(ipaddress.ip_address(part) if size < 0 else int.from_bytes(part, "big" if size == 2 else sys.byteorder))
         offset += abs(size)

@@ -231,7 +231,7 @@ class Guard(Object):
     Parameters
     ----------
     counters, sets: their names.
-    chains: name, hook with its priority (empty where another chain goes there) and rules of each.
+    chains: name, hook (its type, place and priority; empty where another chain goes there) and rules of each.
     """
 
     kind: ClassVar[str] = "guard"
@@ -246,11 +246,11 @@ class Guard(Object):
 
 @dataclass(frozen=True)
 class Element(Object):
-    """An element of one of the guard's sets; `value` holds the fields of its key."""
+    """An element of one of the guard's sets; `value` holds the fields of its key, in a set of intervals one network."""
 
     kind: ClassVar[str] = "element"
     set: str
-    value: Tuple[Union[int, IpAddress], ...]
+    value: Tuple[Union[int, IpAddress, IpNetwork], ...]
 
     @property
     def key(self):

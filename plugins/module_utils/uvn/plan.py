@@ -34,7 +34,7 @@ from .objects import (
     Vxlan,
     merge,
 )
-from .site import PROTOCOLS, Site
+from .site import PROTOCOLS, Opening, Site
 from .underlay import Attachment, Host, attach
 
 SOURCE_PORTS = (512, 1023)  # of the outer packets: an unprivileged program on any host cannot use them
@@ -56,23 +56,43 @@ FROM_OURS = f"--src-group {LINK_GROUP:#x}/{LINK_GROUP_MASK:#x}"
 TO_OURS = f"--dst-group {LINK_GROUP:#x}/{LINK_GROUP_MASK:#x}"
 IN_OURS = f"meta iifgroup & {LINK_GROUP_MASK:#x} == {LINK_GROUP:#x}"
 OUT_OURS = f"meta oifgroup & {LINK_GROUP_MASK:#x} == {LINK_GROUP:#x}"
-SYN = "tcp flags & (syn | ack) == syn"
+BEGINNINGS = ("tcp flags & (syn | ack) == syn", "sctp chunk init exists", "dccp type request")  # of connections
 CAUSES = {  # what the guard counts and drops, each in a chain of its own
     "foreign": "a user's packet into another user's network",
-    "stray": "a user's packet that leaves neither over the user's devices nor from the user's NAT address",
-    "forged": "a VXLAN frame that no kernel made",
+    "stray": "a user's packet past the user's devices, not from the user's NAT address or to where NAT never leads",
+    "forged": "a VXLAN frame that no node's kernel made",
     "routed": "a packet to forward that is no reply to a NAT address",
+    "crowded": "a user's connection past the user's devices, beyond the number at once or in a second",
 }
-SETS = {  # of the guard, with what they hold
-    "ports": "udp dport",
-    "exempt": "meta skuid",
-    "own": "meta skuid . meta oifgroup",
-    "nat4": "meta skuid . ip saddr",
-    "nat6": "meta skuid . ip6 saddr",
+SETS = {  # of the guard, by the part of their names before `_`, as nft defines them
+    "ports": "typeof udp dport",
+    "exempt": "typeof meta skuid",
+    "own": "typeof meta skuid . meta oifgroup",
+    "nat4": "typeof meta skuid . ip saddr",
+    "nat6": "typeof meta skuid . ip6 saddr",
+    "direct4": "typeof ip daddr",
+    "direct6": "typeof ip6 daddr",
+    "closed4": "typeof ip daddr; flags interval",
+    "closed6": "typeof ip6 daddr; flags interval",
+    "nodes4": "typeof ip saddr; flags interval",
+    "nodes6": "typeof ip6 saddr; flags interval",
+    "answers4": "typeof ip daddr; flags interval",  # one for each entry of ingress
+    "answers6": "typeof ip6 daddr; flags interval",
+    "flows4": "typeof ip saddr; flags dynamic",  # filled by packets, as those below
+    "flows6": "typeof ip6 saddr; flags dynamic",
+    "pace4": "typeof ip saddr; flags dynamic,timeout; timeout 1m",
+    "pace6": "typeof ip6 saddr; flags dynamic,timeout; timeout 1m",
+    "said": "typeof meta skuid; flags dynamic,timeout; timeout 2m",  # one for each cause
 }
+NUMBERED = ("answers4", "answers6", "said")  # of which there are several
+ON_LINK = ("224.0.0.0/4", "255.255.255.255/32", "ff00::/8", "fe80::/10")  # what is for a link's hosts, all or some
 ICMP_ANSWERS = {4: (0, 3, 11), 6: (1, 2, 3, 129)}  # echo replies and errors (RFC 792, RFC 4443)
-RAW, FILTER = -300, 0  # priorities of hooks, include/uapi/linux/netfilter_ipv4.h
-LOG_RATE = "limit rate 6/minute burst 5 packets"
+RAW, NAT, FILTER = -300, -150, 0  # priorities of hooks, include/uapi/linux/netfilter_ipv4.h; chains of NAT come after -200
+LOG_RATE = "limit rate 6/minute"  # of a UID; a user has many UIDs in a user namespace, so
+LOG_RATE_ALL = "limit rate 30/minute"
+# New connections of a NAT address: what is closed is not counted against `flows`, and the kernel forgets it at 8 a tick (nf_conncount.c)
+PACE = "limit rate over 500/second burst 500 packets"
+MULTIPORT = 15  # ports in a match, XT_MULTI_PORTS
 
 ANY = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 LOOPBACK = {4: ipaddress.ip_network("127.0.0.0/8"), 6: ipaddress.ip_network("::1/128")}
@@ -124,7 +144,7 @@ def node(
     objects += _multicast(site, attach(site, host))
     objects += _chains(site)
     objects.append(_guard(site, host.router))
-    objects += [Element("ports", (underlay.port,)) for underlay in site.underlays]
+    objects += _elements(site, host)
     objects += _ingress(site, host)
     for who in users:
         objects += own_elements(who)
@@ -303,14 +323,20 @@ def _chains(site: Site) -> list[Object]:
     ]
     for version, nat in ((4, site.nat4), (6, site.nat6)):
         forward = f"-d {nat} -m devgroup {TO_OURS} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
-        ports = "-m multiport --dports " + ",".join(str(underlay.port) for underlay in site.underlays)
-        low, high = SOURCE_PORTS
         objects += [
             Chain(version, "nat", "UVN-POSTROUTING", (f"-s {nat} -m devgroup ! {TO_OURS} -j MASQUERADE",)),
-            Chain(version, "filter", "UVN-INPUT", (f"-p udp -m udp --sport {low}:{high} {ports} -j ACCEPT", *admitted, *_untracked(version))),
+            Chain(version, "filter", "UVN-INPUT", (*_frames(site), *admitted, *_untracked(version))),
             Chain(version, "filter", "UVN-FORWARD", (forward,)),
         ]
     return objects
+
+
+def _frames(site: Site) -> Iterator[str]:
+    """VXLAN from other kernels."""
+    ports = [str(underlay.port) for underlay in site.underlays]
+    low, high = SOURCE_PORTS
+    for start in range(0, len(ports), MULTIPORT):
+        yield f"-p udp -m udp --sport {low}:{high} -m multiport --dports {','.join(ports[start : start + MULTIPORT])} -j ACCEPT"
 
 
 def _untracked(version: int) -> Iterator[str]:
@@ -328,36 +354,59 @@ def _untracked(version: int) -> Iterator[str]:
 
 
 def _guard(site: Site, router: bool) -> Guard:
-    """The guard (docs/threat-model.md). Sets hold what belongs to a user, so that its cost does not grow with their number.
+    """The guard (docs/threat-model.md). Sets hold what belongs to a user or to the node, so that its cost does not grow with their number.
 
     The outer packets of the overlay still carry the user's socket; their source port tells them from forgeries. A packet without
     a socket, such as a reset, is the kernel's own. A node that was no router before does not become one by the forwarding that
     replies need. What is of the overlay, inside or outside, skips connection tracking; hence the priority before it.
     """
     kernel = "{}-{}".format(*SOURCE_PORTS)
-    answers = _answers(site)
+    system = f"meta skuid < {site.min_uid} accept"
+    users = f"meta skuid >= {site.min_uid}"
     output = (
         f"{OUT_OURS} goto inward",
         f"udp dport @ports udp sport {kernel} notrack accept",
         *((f"meta mark {INGRESS_MARK:#x} accept",) if site.ingress else ()),
-        f"meta skuid < {site.min_uid} accept",
-        "meta skuid . ip saddr @nat4 accept",
-        "meta skuid . ip6 saddr @nat6 accept",
-        *(f"meta skuid {exempt} accept" for exempt in _exempt_uids(site)),
-        f"meta skuid >= {site.min_uid} goto {'answers' if answers else 'stray'}",
+        system,
+        *_exempt_uids(site, "accept"),
+        f"{users} goto outward",
     )
     inward = (
         "notrack",
         "udp dport @ports goto forged",
         "meta skuid . meta oifgroup @own accept",
-        f"meta skuid < {site.min_uid} accept",
-        *(f"meta skuid {exempt} {SYN} goto foreign" for exempt in _exempt_uids(site)),  # they answer users, and no more
-        *(f"meta skuid {exempt} accept" for exempt in _exempt_uids(site)),
-        f"meta skuid >= {site.min_uid} goto foreign",
+        system,
+        *_exempt_uids(site, "goto answering"),
+        f"{users} goto foreign",
+    )
+    outward = (
+        "ip daddr @direct4 meta skuid . ip saddr @nat4 accept",
+        "ip6 daddr @direct6 meta skuid . ip6 saddr @nat6 accept",
+        "ip daddr @closed4 goto stray",
+        "ip6 daddr @closed6 goto stray",
+        "meta skuid . ip saddr @nat4 accept",
+        "meta skuid . ip6 saddr @nat6 accept",
+        *_answers(site),
+        "goto stray",
+    )
+    answering = (*(f"{beginning} goto foreign" for beginning in BEGINNINGS), "accept")
+    begun = (  # the first packet of a connection only, as all chains of NAT
+        system,
+        *_exempt_uids(site, "accept"),
+        f"{users} update @pace4 {{ ip saddr {PACE} }} goto crowded",
+        f"{users} update @pace6 {{ ip6 saddr {PACE} }} goto crowded",
+        f"{users} add @flows4 {{ ip saddr ct count over {site.flows} }} goto crowded",
+        f"{users} add @flows6 {{ ip6 saddr ct count over {site.flows} }} goto crowded",
     )
     prerouting = (f"{IN_OURS} notrack accept", "udp dport @ports notrack accept")
-    input_ = (f"udp dport @ports {IN_OURS} goto forged", f"udp dport @ports udp sport != {kernel} goto forged")
+    input_ = (
+        f"udp dport @ports {IN_OURS} goto forged",
+        f"udp dport @ports udp sport != {kernel} goto forged",
+        "udp dport @ports ip saddr != @nodes4 goto forged",
+        "udp dport @ports ip6 saddr != @nodes6 goto forged",
+    )
     forward = (
+        "udp dport @ports goto forged",  # the source port of a frame does not tell who made it where root forwards, and NAT keeps it
         f"{OUT_OURS} ip daddr {site.nat4} ct state established,related accept",
         f"{OUT_OURS} ip6 daddr {site.nat6} ct state established,related accept",
         f"{OUT_OURS} goto routed",
@@ -365,45 +414,84 @@ def _guard(site: Site, router: bool) -> Guard:
         *(() if router else ("goto routed",)),
     )
     verdict = "drop" if site.enforce else "accept"
-    causes = [
-        (cause, "", (f"counter name {cause}", f"{LOG_RATE} log prefix 'uvn {cause}: ' flags skuid", verdict)) for cause in CAUSES
+    chains = [(cause, "", _cause(cause, verdict)) for cause in CAUSES]
+    chains += [("inward", "", inward), ("outward", "", outward), ("answering", "", answering)]
+    chains += [("prerouting", f"filter prerouting {RAW}", prerouting), ("output", f"filter output {RAW}", output)]
+    chains += [("input", f"filter input {FILTER}", input_), ("forward", f"filter forward {FILTER}", forward)]
+    chains += [("begun", f"nat postrouting {NAT}", begun)]
+    return Guard(counters=tuple(sorted(CAUSES)), sets=tuple(sorted(_sets(site))), chains=tuple(sorted(chains)))
+
+
+def _cause(cause: str, verdict: str) -> tuple[str, ...]:
+    """Count, log and end it. Every UID has a budget of lines, so that nobody hides another's attempts; so have packets without a socket."""
+    log = f"log prefix 'uvn {cause}: ' flags skuid"
+    return (
+        f"counter name {cause}",
+        f"update @said_{cause} {{ meta skuid {LOG_RATE} }} {LOG_RATE_ALL} {log}",
+        f"meta skuid >= 0 {verdict}",
+        f"{LOG_RATE} {log}",
+        verdict,
+    )
+
+
+def _sets(site: Site) -> list[str]:
+    """The names of the guard's sets."""
+    answers = [f"answers{version}_{number}" for number, _opening in _datagrams(site) for version in (4, 6)]
+    return [*(name for name in SETS if name not in NUMBERED), *(f"said_{cause}" for cause in CAUSES), *answers]
+
+
+def _elements(site: Site, host: Host) -> list[Object]:
+    """What the guard's sets hold of the site and the node."""
+    objects: list[Object] = [Element("ports", (underlay.port,)) for underlay in site.underlays]
+    objects += [Element(f"direct{host.version}", (host,)) for underlay in site.underlays for host in underlay.direct]
+    objects += _intervals("closed{}", _closed(site, host))
+    objects += _intervals("nodes{}", [network for underlay in site.underlays for network in underlay.senders])
+    for number, opening in _datagrams(site):
+        objects += _intervals(f"answers{{}}_{number}", opening.hosts)
+    return objects
+
+
+def _intervals(name: str, networks: Iterable[IpNetwork]) -> list[Object]:
+    """Elements of a set of each family, without those that others cover: intervals may not overlap."""
+    listed = list(networks)
+    return [
+        Element(name.format(version), (network,))
+        for version in (4, 6)
+        for network in ipaddress.collapse_addresses(one for one in listed if one.version == version)
     ]
-    chains = [*causes, ("inward", "", inward), ("prerouting", f"prerouting {RAW}", prerouting), ("output", f"output {RAW}", output)]
-    chains += [("input", f"input {FILTER}", input_), ("forward", f"forward {FILTER}", forward)]
-    chains += [("answers", "", answers)] if answers else []
-    return Guard(counters=tuple(sorted(CAUSES)), sets=tuple(sorted(SETS)), chains=tuple(sorted(chains)))
 
 
-def _answers(site: Site) -> tuple[str, ...]:
-    """Datagrams to hosts of ingress from a port that only its holder could bind: a socket bound to the node's own address sends from that.
+def _closed(site: Site, host: Host) -> list[IpNetwork]:
+    """Where users' packets never go over a NIC, whatever a control message says: subnets that are the overlay's here, and what is for a link.
 
-    Not into the listed subnets, where users' own packets never come from a node's address.
+    A user would speak there with the node's own address, which is root's.
     """
-    opened = {
-        (network, port_range)
-        for entry in site.ingress
-        if entry.protocol == "udp"
-        for network in entry.hosts
-        for port_range in entry.ports
-    }
-    if not opened:
-        return ()
-    inside = [f"{_family(subnet)} daddr {subnet} goto stray" for underlay in site.underlays for subnet in underlay.subnets]
-    accepted = [
-        f"{_family(network)} daddr {network} udp sport {first}-{last} accept"
-        for network, (first, last) in sorted(opened, key=lambda pair: (pair[0].version, pair))
-    ]
-    return (*inside, *accepted, "goto stray")
+    subnets = [subnet for attachment in attach(site, host) for subnet in attachment.underlay.subnets]
+    connected = [address.network for nic in host.nics for address in nic.addresses if address.version == 4 and address.network.prefixlen < 31]
+    return [*subnets, *map(ipaddress.ip_network, ON_LINK), *(ipaddress.ip_network(network.broadcast_address) for network in connected)]
 
 
-def _family(network: IpNetwork) -> str:
-    """The protocol as nft names it."""
-    return "ip" if network.version == 4 else "ip6"
+def _datagrams(site: Site) -> list[tuple[int, Opening]]:
+    """The entries of ingress for UDP, with their numbers."""
+    return [(number, opening) for number, opening in enumerate(site.ingress) if opening.protocol == "udp"]
 
 
-def _exempt_uids(site: Site) -> list[str]:
-    """The exempt UIDs as nft matches them."""
-    return ["@exempt", *(f"{first}-{last}" for first, last in site.exempt.uids)]
+def _answers(site: Site) -> Iterator[str]:
+    """Datagrams to hosts of ingress from a port that only its holder could bind: a socket bound to the node's own address sends from that."""
+    for number, opening in _datagrams(site):
+        for first, last in merge([opening.ports]):
+            for version, family in ((4, "ip"), (6, "ip6")):
+                yield f"{family} daddr @answers{version}_{number} udp sport {_span(first, last)} accept"
+
+
+def _exempt_uids(site: Site, verdict: str) -> list[str]:
+    """Rules for the exempt accounts."""
+    return [f"meta skuid {uids} {verdict}" for uids in ("@exempt", *(_span(first, last) for first, last in site.exempt.uids))]
+
+
+def _span(first: int, last: int) -> str:
+    """A range as nft takes it; up to 1.0.2 it refuses one of a single number."""
+    return f"{first}-{last}" if first < last else f"{first}"
 
 
 def _route(table: int, destination: IpNetwork, nexthops: tuple, source) -> Route:

@@ -26,6 +26,7 @@ PROTOCOLS = ("tcp", "udp")  # of ingress, enum ports in bpf/ingress.bpf.c
 MAX_PORT = 65535
 MAX_PORT_RANGES = 16  # of a host and in all, RANGES in bpf/ingress.bpf.c
 MAX_HOSTS = 4000  # networks, uvn_hosts in bpf/ingress.bpf.c
+MAX_FLOWS = 2**20
 MAX_GROUPS = 256  # multicast groups one VXLAN port joins; the kernel charges each to net.core.optmem_max
 
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
@@ -42,6 +43,7 @@ DEFAULTS: dict[str, Any] = {
     "vni_base": 0,
     "table_base": 100000000,
     "exempt": {"users": [], "groups": [], "uids": ["61184-65519", "65534"]},
+    "flows": 4096,
     "idle": 900,
     "mode": "enforce",
     "ingress": [],
@@ -58,11 +60,18 @@ class Underlay:
     subnets: the IPv4 and IPv6 networks of one layer-2 segment.
     port: UDP port of its VXLANs; Linux refuses one VNI twice on one port, so every underlay has its own.
     direct: hosts of these subnets that run no UVN (licence servers, storage), reached over the real NIC.
+    nodes: networks within the subnets that UVN's nodes have their addresses in; without any, all of the subnets.
     """
 
     subnets: Tuple[Network, ...]
     port: int
     direct: Tuple[Address, ...]
+    nodes: Tuple[Network, ...] = ()
+
+    @property
+    def senders(self) -> Tuple[Network, ...]:
+        """Where VXLAN frames may come from."""
+        return self.nodes or self.subnets
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,7 @@ class Site:
     vni_base: int
     table_base: int
     exempt: Exempt
+    flows: int
     idle: int
     mode: str
     ingress: Tuple[Opening, ...]
@@ -122,7 +132,12 @@ class Site:
         return {
             "version": VERSION,
             "underlays": [
-                {"subnets": [str(n) for n in u.subnets], "port": u.port, "direct": [str(a) for a in u.direct]}
+                {
+                    "subnets": [str(n) for n in u.subnets],
+                    "port": u.port,
+                    "direct": [str(a) for a in u.direct],
+                    "nodes": [str(n) for n in u.nodes],
+                }
                 for u in self.underlays
             ],
             "group": str(self.group[0]) if self.group.num_addresses == 1 else str(self.group),
@@ -138,6 +153,7 @@ class Site:
                 "groups": list(self.exempt.groups),
                 "uids": _ranges_text(self.exempt.uids),
             },
+            "flows": self.flows,
             "idle": self.idle,
             "mode": self.mode,
             "ingress": [
@@ -188,6 +204,7 @@ def parse(data: Any) -> Site:
         vni_base=_integer(root.get("vni_base", DEFAULTS["vni_base"]), "vni_base", 0, MAX_VNI),
         table_base=_integer(root.get("table_base", DEFAULTS["table_base"]), "table_base", 256, MAX_TABLE),
         exempt=_exempt(root.get("exempt", {})),
+        flows=_integer(root.get("flows", DEFAULTS["flows"]), "flows", 1, MAX_FLOWS),
         idle=_integer(root.get("idle", DEFAULTS["idle"]), "idle", 0, MAX_IDLE),
         mode=_choice(root.get("mode", DEFAULTS["mode"]), "mode", MODES),
         ingress=_list(root.get("ingress", DEFAULTS["ingress"]), "ingress", _opening, empty=True),
@@ -274,12 +291,16 @@ def _group(value: Any) -> Network:
 
 
 def _underlay(value: Any, path: str) -> Underlay:
-    section = _section(value, path, {"subnets", "port", "direct"}, required={"subnets", "port"})
+    section = _section(value, path, {"subnets", "port", "direct", "nodes"}, required={"subnets", "port"})
     underlay = Underlay(
         subnets=_list(section["subnets"], f"{path}.subnets", _network),
         port=_integer(section["port"], f"{path}.port", 1, 65535),
         direct=_list(section.get("direct", []), f"{path}.direct", _address, empty=True),
+        nodes=_list(section.get("nodes", []), f"{path}.nodes", _network, empty=True),
     )
+    for number, network in enumerate(underlay.nodes):
+        if not any(network.version == subnet.version and network.subnet_of(subnet) for subnet in underlay.subnets):
+            raise UvnError(f"{path}.nodes[{number}]: {network} is in none of this underlay's subnets; add the subnet or take the network out")
     for number, host in enumerate(underlay.direct):
         if not any(host in subnet for subnet in underlay.subnets):
             raise UvnError(f"{path}.direct[{number}]: {host} is in none of this underlay's subnets; hosts elsewhere need no entry")
@@ -353,6 +374,11 @@ def _check_underlays(site: Site) -> None:
             raise UvnError(
                 f"{path}.subnets: none is IPv{site.group.version}, but the group {site.group[0]} is; "
                 "add the subnet or take a group of the other family"
+            )
+        if not any(network.version == site.group.version for network in underlay.senders):
+            raise UvnError(
+                f"{path}.nodes: none is IPv{site.group.version}, as the frames to the group {site.group[0]} are, so that all would be dropped; "
+                "add the nodes' addresses of that family"
             )
 
 
