@@ -35,7 +35,7 @@ PACKAGES := bpftool busybox-static ca-certificates clang cpio debian-archive-key
 FILES := git ls-files --cached --others --exclude-standard --deduplicate -z
 # What the collection ships; tests of other tools than Ansible's stay out of its sanity tests.
 SHIPPED := $(FILES) -- CHANGELOG.rst LICENSE README.md bpf changelogs docs galaxy.yml meta playbooks plugins roles spank \
-	tests/config.yml tests/sanity
+	tests/config.yml
 
 .PHONY: help
 help: ## this list

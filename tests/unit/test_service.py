@@ -141,6 +141,8 @@ class Unconfigured:
     def reconciler(self):
         return site.load("/nonexistent/site.json")
 
+    in_force = reconciler
+
 
 KEYS = ["user", "uid", "users", "uids", "check", "persistent", "brief", "job"]
 UIDS = st.fixed_dictionaries({"uids": st.lists(st.integers(), max_size=3)})

@@ -31,6 +31,7 @@ CALM = 60  # seconds without a repair after which nobody is suspected any more o
 PATIENCE = 6  # repairs in a row after which the wait between them grows no longer: SETTLE * 2 ** PATIENCE, 13 s
 SWEEP = 60  # seconds between two looks at who has left
 RETRY = 10  # seconds until what failed as a whole is tried again, as with a site file that cannot be read
+REMIND = 86400  # seconds until the journal is told again that the site file, still the same, cannot be used
 
 
 class Keeper:
@@ -43,6 +44,7 @@ class Keeper:
     def __init__(self, site_path: str = PATH) -> None:
         self._site_path = site_path
         self._stamp: Any = None
+        self._told: tuple[Any, float] = ("", 0.0)  # of which site file the journal knows that it cannot be used, and since when
         self._reconciler: Reconciler | None = None
         self._watcher = events.Watcher(0, 0)
         self._host: Host | None = None
@@ -66,11 +68,7 @@ class Keeper:
         """
         if self._reconciler and self._reconciler.held:
             return self._reconciler
-        try:
-            status = os.stat(self._site_path)
-            stamp = (status.st_ino, status.st_mtime_ns)
-        except OSError:
-            stamp = None
+        stamp = self._site_stamp()
         if self._reconciler is None or stamp is None or stamp != self._stamp:
             self._reconciler = Reconciler(load(self._site_path))
             self._stamp, self._host = stamp, None
@@ -81,6 +79,29 @@ class Keeper:
             self._watcher = events.Watcher(site.table_base, int(site.nat6[0]), devices)
             self._sweep_due = min(self._sweep_due, time.monotonic() + sweep_interval(site))
         return self._reconciler
+
+    def in_force(self) -> Reconciler:
+        """The same; while the site file cannot be used, the one of the last that could, by which the kernel works in any case.
+
+        So a slip in the file locks nobody out, and isolates nobody less than before. Raises UvnError when there has been none.
+        """
+        try:
+            return self.reconciler()
+        except UvnError as error:
+            if self._reconciler is None:
+                raise
+            if self._told[0] != self._site_stamp() or time.monotonic() - self._told[1] > REMIND:
+                self._told = self._site_stamp(), time.monotonic()
+                log(f"{error}; until then logins and what uvnd follows go by the configuration from before", error=True)
+            return self._reconciler
+
+    def _site_stamp(self) -> Any:
+        """What changes with the site file, None without one."""
+        try:
+            status = os.stat(self._site_path)
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
     def user(self, uid: int, present: bool, check: bool = False) -> list[Change]:
         """As Reconciler.user, at somebody's request."""
@@ -127,7 +148,7 @@ class Keeper:
             attempt(self._sweep)
 
     def _reconcile(self, uid: int, present: bool, check: bool = False) -> list[Change]:
-        with self.reconciler() as reconciler:
+        with self.in_force() as reconciler:
             self.read()
             return reconciler.user(uid, present, check, self._known_host(reconciler))
 
@@ -158,7 +179,7 @@ class Keeper:
 
     def _follow(self) -> None:
         """Bring to the plan what may have changed: the node and everybody, or some users."""
-        with self.reconciler() as reconciler:
+        with self.in_force() as reconciler:
             effects, since, self._effects = self._effects, self._since, events.Effects()
             before, self._followed = self._followed, self._snapshot(reconciler)
             if effects.touched or LINK_GROUP in effects.users or (effects.look and before != self._followed):
@@ -201,7 +222,7 @@ class Keeper:
 
         It takes two sweeps: after the first, logins ask again instead of trusting the file test that they may just have made.
         """
-        with self.reconciler() as reconciler:
+        with self.in_force() as reconciler:
             self._sweep_due = time.monotonic() + sweep_interval(reconciler.site)
             present = accounts.real_uids() | reconciler.store.persistent()
             for uid in reconciler.uids():
