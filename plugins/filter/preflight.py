@@ -83,6 +83,7 @@ import os
 import re
 from typing import Any, Callable, Iterator
 
+from ansible_collections.hpc.uvn.plugins.module_utils.uvn.login import acceptable
 from ansible_collections.hpc.uvn.plugins.module_utils.uvn.site import parse
 from ansible_collections.hpc.uvn.plugins.plugin_utils.conflicts import Conflicts
 
@@ -105,7 +106,7 @@ def preflight(
     """One sentence for each thing that keeps a node from its state."""
     findings = list(_place(found, build))
     if state == "present" and not findings:
-        findings += [*_system(found, site, build), *_pyroute2(found, wheel), *_users(users or [], build)]
+        findings += [*_system(found, site, build), *_pyroute2(found, wheel), *_users(users or [], build), *_exempt(site)]
         findings += _slurm(found, site, spank, plugstack) if spank and found["slurm"] else []
         findings += Conflicts(parse(site), network).all() if network else []
     return findings
@@ -173,11 +174,25 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _users(users: list[str], build: bool) -> Iterator[str]:
+    for user in users:
+        if not acceptable(user):
+            yield f"uvn_node_users: {user!r} is not an account name; give it as `getent passwd` prints it"
     if users and build:
         yield (
             f"uvn_node_users: {', '.join(users)} cannot get networks in an image or a chroot; leave the list empty here and provision them "
             "on the booted node"
         )
+
+
+def _exempt(site: dict[str, Any]) -> Iterator[str]:
+    """Names that a line of PAM cannot hold; pam-auth-update cannot merge lines with libpam's brackets."""
+    for kind in ("users", "groups"):
+        for name in site.get("exempt", {}).get(kind, []):
+            if not name.isprintable() or re.search(r"[\s#\[\]]|\\$", name):
+                yield (
+                    f"uvn_exempt.{kind}: {name!r} cannot stand in a line of PAM (a space, #, a bracket, a backslash at the end); exempt the accounts "
+                    "by uvn_exempt.uids, or have the directory show the name without it (sssd: override_space, winbind: winbind normalize names)"
+                )
 
 
 def _slurm(found: dict[str, Any], site: dict[str, Any], spank: str, plugstack: str) -> Iterator[str]:

@@ -89,7 +89,7 @@ def holds(condition: str, user: str, uid: int, groups: tuple) -> bool:
     return {"<": uid < int(value), "<=": uid <= int(value), ">=": uid >= int(value), "eq": uid == int(value)}[operator]
 
 
-names = st.sampled_from(["anna", "bert", "carl", "dora"])
+names = st.sampled_from(["anna", "DOM\\bert", "carl@example.org", "dörte"])
 uids = st.integers(1, 70000)
 ranges = st.tuples(uids, uids).map(lambda pair: "-".join(str(uid) for uid in sorted(pair)))
 

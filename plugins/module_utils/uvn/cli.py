@@ -25,6 +25,7 @@ from .site import PATH, load
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. An UvnError becomes one sentence on standard error."""
     arguments = _parser().parse_args(argv)
+    sys.stdout.reconfigure(errors="backslashreplace")  # account names are what the directory has, whatever the locale
     try:
         return arguments.run(arguments) or 0
     except UvnError as error:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Callable, Tuple, Union
 
 from .errors import UvnError
+from .login import acceptable
 
 PATH = "/etc/uvn/site.json"
 VERSION = 1
@@ -24,6 +26,7 @@ MAX_IDLE = 31536000  # seconds
 MODES = ("audit", "enforce")
 PROTOCOLS = ("tcp", "udp")  # of ingress, enum ports in bpf/ingress.bpf.c
 MAX_PORT = 65535
+MAX_UNDERLAYS = 15  # ports in one rule, XT_MULTI_PORTS in include/uapi/linux/netfilter/xt_multiport.h
 MAX_PORT_RANGES = 16  # of a host and in all, RANGES in bpf/ingress.bpf.c
 MAX_HOSTS = 4000  # networks, uvn_hosts in bpf/ingress.bpf.c
 MAX_GROUPS = 256  # multicast groups one VXLAN port joins; the kernel charges each to net.core.optmem_max
@@ -236,7 +239,7 @@ def _choice(value: Any, path: str, choices: Tuple[str, ...]) -> str:
 
 
 def _name(value: Any, path: str) -> str:
-    if not isinstance(value, str) or not value or value.startswith("-") or any(c in value for c in "/:\n\t ,"):
+    if not isinstance(value, str) or not acceptable(value):
         raise UvnError(f"{path}: {value!r} is not an account name; give it as `getent` prints it")
     return value
 
@@ -320,11 +323,11 @@ def _port_range(value: Any, path: str) -> Tuple[int, int]:
 
 
 def _number_range(value: Any, path: str, what: str, low: int, high: int) -> Tuple[int, int]:
-    first, dash, last = str(value).partition("-")
-    if not first.isdigit() or (dash and not last.isdigit()):
+    match = re.fullmatch("([0-9]{1,10})(?:-([0-9]{1,10}))?", str(value))
+    if not match:
         raise UvnError(f"{path}: {value!r} is neither {what}")
-    low = _integer(int(first), path, low, high)
-    return low, _integer(int(last) if dash else low, path, low, high)
+    low = _integer(int(match[1]), path, low, high)
+    return low, _integer(int(match[2] or low), path, low, high)
 
 
 def _ranges_text(ranges: Tuple[Tuple[int, int], ...]) -> list[str]:
@@ -333,6 +336,8 @@ def _ranges_text(ranges: Tuple[Tuple[int, int], ...]) -> list[str]:
 
 def _check_underlays(site: Site) -> None:
     """Ports and subnets are unique, and every underlay can carry the multicast group."""
+    if len(site.underlays) > MAX_UNDERLAYS:
+        raise UvnError(f"underlays: {len(site.underlays)} of them, the limit is {MAX_UNDERLAYS}; put subnets that share a segment into one")
     for number, underlay in enumerate(site.underlays):
         path = f"underlays[{number}]"
         for other_number, other in enumerate(site.underlays[:number]):
