@@ -57,6 +57,19 @@ options:
       - Directory on the node that Slurm's plugstack.conf includes.
     type: str
     default: /etc/slurm/plugstack.conf.d
+  variables:
+    description:
+      - Names of the variables that the play has for the host. One that begins with C(uvn_) and that nothing reads is a slip, and what it was
+        to say would be left out.
+    type: list
+    elements: str
+    default: []
+  known:
+    description:
+      - Names of the role's variables.
+    type: list
+    elements: str
+    default: []
   network:
     description:
       - What the role's C(network.sh) printed. Without it, nothing in the kernel is in the way.
@@ -79,6 +92,7 @@ _value:
   elements: str
 """
 
+import difflib
 import os
 import re
 from typing import Any, Callable, Iterator
@@ -89,6 +103,8 @@ from ansible_collections.hpc.uvn.plugins.plugin_utils.conflicts import Conflicts
 
 PYROUTE2 = (0, 7, 2)  # the first version that can delete on kernels from 5.19 on and filters dumps
 INGRESS_MODULES = ("sch_ingress", "cls_bpf")
+INTERNAL = ("uvn_node__", "uvn_spank__")
+OF_PLAYBOOKS = ("uvn_spank_host", "uvn_spank_headers")  # of playbooks/spank.yml
 WHEEL = re.compile(r"pyroute2-([0-9.]+)(\.post\d+)?-py3-none-any\.whl")
 
 
@@ -101,15 +117,25 @@ def preflight(
     wheel: str = "",
     spank: str = "",
     plugstack: str = "/etc/slurm/plugstack.conf.d",
+    variables: list[str] | None = None,
+    known: list[str] | None = None,
     network: dict[str, Any] | None = None,
 ) -> list[str]:
     """One sentence for each thing that keeps a node from its state."""
-    findings = list(_place(found, build))
+    findings = [*_unread(variables or [], known or []), *_place(found, build)]
     if state == "present" and not findings:
         findings += [*_system(found, site, build), *_pyroute2(found, wheel), *_users(users or [], build), *_exempt(site)]
         findings += _slurm(found, site, spank, plugstack) if spank and found["slurm"] else []
         findings += Conflicts(parse(site), network).all() if network else []
     return findings
+
+
+def _unread(variables: list[str], known: list[str]) -> Iterator[str]:
+    """Variables that are meant for the role and that it would pass over."""
+    for name in sorted(variables):
+        if name.startswith("uvn_") and not name.startswith(INTERNAL) and name not in (*known, *OF_PLAYBOOKS):
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            yield f"the variable {name} is none of UVN's, so what it says would be left out; the nearest is {nearest[0]}, rename or remove it"
 
 
 def _place(found: dict[str, Any], build: bool) -> Iterator[str]:

@@ -357,3 +357,23 @@ def test_pam_exempts_exactly_the_accounts_whose_names_pass(passes, name):
     if acceptable(name) and preflight(FOUND, exempting(name)) == []:
         condition = b"user = " + os.fsencode(name)
         assert passes(condition, os.fsencode(name)) and not passes(condition, b"other") and not passes(condition, os.fsencode(name) + b"x")
+
+
+# -- variables ---------------------------------------------------------------------------------------------------------
+
+KNOWN = ["uvn_exempt", "uvn_mode", "uvn_node_build", "uvn_node_state", "uvn_underlays"]
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("uvn_exemt", "uvn_exempt"), ("uvn_node_biuld", "uvn_node_build"), ("uvn_mod", "uvn_mode"), ("uvn_moed", "uvn_mode"), ("uvn_x", "uvn_")],
+)
+@pytest.mark.parametrize("state", ["present", "absent"])
+def test_a_misspelt_variable_is_named_with_the_nearest(name, nearest, state):
+    (finding,) = preflight(FOUND, SITE, state=state, variables=[*KNOWN, name], known=KNOWN)
+    assert finding.startswith(f"the variable {name} is none of UVN's, so what it says would be left out; the nearest is {nearest}")
+
+
+def test_other_variables_are_nobodys_business():
+    others = ["uvn_node__site", "uvn_node__found", "uvn_spank_host", "uvn_spank_headers", "uvn_spank__directory", "uvnx", "my_uvn_x", "ansible_host"]
+    assert preflight(FOUND, SITE, variables=[*KNOWN, *others], known=KNOWN) == []

@@ -30,6 +30,22 @@ VARIABLES = {
     "role_path": str(ROLE),
 }
 
+# A node that has nothing in the way.
+FIT = {
+    "uvn_node__network": {},
+    "uvn_node__found": {
+        "os": "Debian",
+        "family": "debian",
+        "booted": True,
+        "kernels": {},
+        "cgroup": "cgroup2fs",
+        "ip": True,
+        "sshd_pam": "yes",
+        "pyroute2": {"version": "0.7.2", "path": "/usr/lib/python3/dist-packages"},
+        "slurm": {},
+    },
+}
+
 
 @pytest.fixture
 def play(tmp_path):
@@ -85,3 +101,19 @@ def test_what_the_library_does_not_accept_changes_nothing(play, tmp_path):
     assert said["failed"] and said["msg"].startswith(
         "the new files are not accepted, nothing was changed: uvn: /etc/uvn/site.json: not a complete JSON document"
     )
+
+
+def findings(play, **variables):
+    """The result of a play that ends with what the role has against a node."""
+    return play({"ansible.builtin.assert": {"that": "uvn_node__findings | length == 0", "fail_msg": "{{ uvn_node__findings }}"}}, **variables)
+
+
+def test_a_misspelt_variable_ends_the_play(play, native):
+    done = findings(play, **FIT, uvn_mod="audit", native=native)
+    assert done.returncode == 2 and "the variable uvn_mod is none of UVN\'s" in done.stdout and "the nearest is uvn_mode" in done.stdout, done
+
+
+def test_the_variables_of_the_role_are_known(play):
+    options = yaml.safe_load((ROLE / "meta" / "argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+    done = findings(play, **FIT, **dict.fromkeys(set(options) - set(VARIABLES)))
+    assert done.returncode == 0, done
