@@ -36,7 +36,7 @@ FILES := git ls-files --cached --others --exclude-standard --deduplicate -z
 SHELLCHECK := $(FILES) | xargs -0 grep -lE '^\#!/bin/(ba)?sh|^\# shellcheck shell=' | xargs shellcheck
 # What the collection ships; tests of other tools than Ansible's stay out of its sanity tests.
 SHIPPED := $(FILES) -- CHANGELOG.rst LICENSE README.md bpf changelogs docs galaxy.yml meta playbooks plugins roles spank \
-	tests/config.yml tests/sanity
+	tests/config.yml
 
 .PHONY: help
 help: ## this list

@@ -10,6 +10,7 @@
  * there does the user read why. All other callbacks succeed. Slurm up to 23.02 takes a positive result for success.
  */
 #define _GNU_SOURCE
+#include <ctype.h>
 #include <errno.h>
 #include <grp.h>
 #include <pwd.h>
@@ -53,16 +54,71 @@ static int timeout_of(int ac, char **av)
 	return seconds;
 }
 
-/* The sentence in {"ok": false, "error": "..."}, without the backslashes of JSON. */
+/* The number in the four hexadecimal digits of a \u of JSON, -1 if there are not four. */
+static int unit(const char *in)
+{
+	int value = 0;
+
+	for (int i = 0; i < 4; i++) {
+		if (!isxdigit((unsigned char)in[i]))
+			return -1;
+		value = value << 4 | (isdigit((unsigned char)in[i]) ? in[i] - '0' : tolower((unsigned char)in[i]) - 'a' + 10);
+	}
+	return value;
+}
+
+/*
+ * One character of a string of JSON, whose end has not come, into UTF-8: `out` has room for 4 bytes and their end. Control characters are
+ * spaces, and half of a surrogate pair, as Python has for a byte that is no UTF-8, is a question mark. Returns where the next one begins.
+ */
+static const char *character(const char *in, char *out)
+{
+	int code = (unsigned char)*in, low;
+
+	memset(out, 0, 5);
+	if (*in != '\\' || !in[1]) {
+		out[0] = code < ' ' || code == 0x7f ? ' ' : *in;
+		return in + 1;
+	}
+	if (in[1] != 'u' || (code = unit(in + 2)) < 0) {
+		out[0] = strchr("bfnrt", in[1]) ? ' ' : in[1];
+		return in + 2;
+	}
+	in += 6;
+	if (code >= 0xd800 && code < 0xdc00 && in[0] == '\\' && in[1] == 'u' && (low = unit(in + 2)) >= 0xdc00 && low < 0xe000) {
+		code = 0x10000 + ((code - 0xd800) << 10 | (low - 0xdc00));
+		in += 6;
+	}
+	if (code < 0x80) {
+		out[0] = code < ' ' || code == 0x7f ? ' ' : code;
+	} else if (code < 0x800) {
+		out[0] = 0xc0 | code >> 6;
+		out[1] = 0x80 | (code & 0x3f);
+	} else if (code >= 0xd800 && code < 0xe000) {
+		out[0] = '?';
+	} else if (code < 0x10000) {
+		out[0] = 0xe0 | code >> 12;
+		out[1] = 0x80 | (code >> 6 & 0x3f);
+		out[2] = 0x80 | (code & 0x3f);
+	} else {
+		out[0] = 0xf0 | code >> 18;
+		out[1] = 0x80 | (code >> 12 & 0x3f);
+		out[2] = 0x80 | (code >> 6 & 0x3f);
+		out[3] = 0x80 | (code & 0x3f);
+	}
+	return in;
+}
+
+/* The sentence in {"ok": false, "error": "..."}, as json.dumps of Python writes it. */
 static void sentence(const char *reply, char *text, size_t size)
 {
 	const char *key = "\"error\": \"", *in = strstr(reply, key);
 	size_t length = 0;
+	char next[5];
 
-	for (in = in ? in + strlen(key) : ""; *in && *in != '"' && length + 1 < size; in++) {
-		if (*in == '\\' && in[1])
-			in++;
-		text[length++] = *in;
+	for (in = in ? in + strlen(key) : ""; *in && *in != '"' && length + sizeof(next) <= size; length += strlen(next)) {
+		in = character(in, next);
+		memcpy(text + length, next, sizeof(next));
 	}
 	text[length] = '\0';
 	if (!length)

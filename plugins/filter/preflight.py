@@ -57,6 +57,19 @@ options:
       - Directory on the node that Slurm's plugstack.conf includes.
     type: str
     default: /etc/slurm/plugstack.conf.d
+  variables:
+    description:
+      - Names of the variables that the play has for the host. One that begins with C(uvn_) and that nothing reads is a slip, and what it was
+        to say would be left out.
+    type: list
+    elements: str
+    default: []
+  known:
+    description:
+      - Names of the role's variables.
+    type: list
+    elements: str
+    default: []
   network:
     description:
       - What the role's C(network.sh) printed. Without it, nothing in the kernel is in the way.
@@ -79,15 +92,19 @@ _value:
   elements: str
 """
 
+import difflib
 import os
 import re
 from typing import Any, Callable, Iterator
 
+from ansible_collections.hpc.uvn.plugins.module_utils.uvn.login import acceptable
 from ansible_collections.hpc.uvn.plugins.module_utils.uvn.site import parse
 from ansible_collections.hpc.uvn.plugins.plugin_utils.conflicts import Conflicts
 
 PYROUTE2 = (0, 7, 2)  # the first version that can delete on kernels from 5.19 on and filters dumps
 INGRESS_MODULES = ("sch_ingress", "cls_bpf")
+INTERNAL = ("uvn_node__", "uvn_spank__")
+OF_PLAYBOOKS = ("uvn_spank_host", "uvn_spank_headers")  # of playbooks/spank.yml
 WHEEL = re.compile(r"pyroute2-([0-9.]+)(\.post\d+)?-py3-none-any\.whl")
 
 
@@ -100,15 +117,25 @@ def preflight(
     wheel: str = "",
     spank: str = "",
     plugstack: str = "/etc/slurm/plugstack.conf.d",
+    variables: list[str] | None = None,
+    known: list[str] | None = None,
     network: dict[str, Any] | None = None,
 ) -> list[str]:
     """One sentence for each thing that keeps a node from its state."""
-    findings = list(_place(found, build))
+    findings = [*_unread(variables or [], known or []), *_place(found, build)]
     if state == "present" and not findings:
-        findings += [*_system(found, site, build), *_pyroute2(found, wheel), *_users(users or [], build)]
+        findings += [*_system(found, site, build), *_pyroute2(found, wheel), *_users(users or [], build), *_exempt(site)]
         findings += _slurm(found, site, spank, plugstack) if spank and found["slurm"] else []
         findings += Conflicts(parse(site), network).all() if network else []
     return findings
+
+
+def _unread(variables: list[str], known: list[str]) -> Iterator[str]:
+    """Variables that are meant for the role and that it would pass over."""
+    for name in sorted(variables):
+        if name.startswith("uvn_") and not name.startswith(INTERNAL) and name not in (*known, *OF_PLAYBOOKS):
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            yield f"the variable {name} is none of UVN's, so what it says would be left out; the nearest is {nearest[0]}, rename or remove it"
 
 
 def _place(found: dict[str, Any], build: bool) -> Iterator[str]:
@@ -173,11 +200,25 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _users(users: list[str], build: bool) -> Iterator[str]:
+    for user in users:
+        if not acceptable(user):
+            yield f"uvn_node_users: {user!r} is not an account name; give it as `getent passwd` prints it"
     if users and build:
         yield (
             f"uvn_node_users: {', '.join(users)} cannot get networks in an image or a chroot; leave the list empty here and provision them "
             "on the booted node"
         )
+
+
+def _exempt(site: dict[str, Any]) -> Iterator[str]:
+    """Names that a line of PAM cannot hold; pam-auth-update cannot merge lines with libpam's brackets."""
+    for kind in ("users", "groups"):
+        for name in site.get("exempt", {}).get(kind, []):
+            if not name.isprintable() or re.search(r"[\s#\[\]]|\\$", name):
+                yield (
+                    f"uvn_exempt.{kind}: {name!r} cannot stand in a line of PAM (a space, #, a bracket, a backslash at the end); exempt the accounts "
+                    "by uvn_exempt.uids, or have the directory show the name without it (sssd: override_space, winbind: winbind normalize names)"
+                )
 
 
 def _slurm(found: dict[str, Any], site: dict[str, Any], spank: str, plugstack: str) -> Iterator[str]:

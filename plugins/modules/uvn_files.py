@@ -65,6 +65,14 @@ options:
     type: list
     elements: path
     default: []
+  validate:
+    description:
+      - Command that must accept the files before any is changed, in check mode too. If it does not, all stays as it is.
+      - In each word, C(%s) stands for a directory that has the files as C(/) will have them.
+      - It is not asked when nothing is to be changed, and not with O(state=absent).
+    type: list
+    elements: str
+    default: []
   state:
     description:
       - With V(absent) all files are deleted, whatever O(files[].state) says.
@@ -87,6 +95,13 @@ EXAMPLES = r"""
           vxlan
     directories:
       - /usr/lib/uvn/uvn
+
+- name: Replace a configuration that its program accepts
+  hpc.uvn.uvn_files:
+    files:
+      - path: /etc/uvn/site.json
+        content: "{{ configuration | to_nice_json | string }}"
+    validate: [/usr/sbin/uvn, --site, "%s/etc/uvn/site.json", site]
 
 - name: Unpack a wheel
   hpc.uvn.uvn_files:
@@ -177,12 +192,33 @@ def write(path: str, content: bytes, mode: int) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
+            file.flush()
             os.fchmod(descriptor, mode)
             os.fsync(descriptor)
         os.replace(temporary, path)
     except OSError:
         os.unlink(temporary)
         raise
+
+
+def stage(root: str, files: dict) -> None:
+    """Put the files that shall be there below another root."""
+    for path, after in files.items():
+        if after is not None:
+            os.makedirs(root + os.path.dirname(path), exist_ok=True)
+            with open(root + path, "wb") as file:
+                file.write(after[0])
+                os.fchmod(file.fileno(), after[1])
+
+
+def validate(module: AnsibleModule, files: dict) -> None:
+    """End the module when the command does not accept the files."""
+    with tempfile.TemporaryDirectory(prefix="uvn-") as root:
+        stage(root, files)
+        status, output, errors = module.run_command([word.replace("%s", root) for word in module.params["validate"]])
+    if status:
+        reason = (errors.strip() or output.strip() or "exit status %d" % status).replace(root, "")
+        module.fail_json(msg="the new files are not accepted, nothing was changed: %s" % reason)
 
 
 def delete(path: str) -> None:
@@ -226,10 +262,14 @@ def text(observed) -> str:
         return "mode %04o\n(%d bytes, not text)\n" % (mode, len(content))
 
 
-def run(params: dict, check: bool) -> dict:
-    """Compare, and unless `check` is set, write and delete."""
-    changes = [(path, observe(path), after) for path, after in wanted(params).items()]
+def run(module: AnsibleModule) -> dict:
+    """Compare, validate, and outside of check mode, write and delete."""
+    params, check = module.params, module.check_mode
+    files = wanted(params)
+    changes = [(path, observe(path), after) for path, after in files.items()]
     changes = [(path, before, after) for path, before, after in changes if before != after]
+    if changes and params["validate"] and params["state"] == "present":
+        validate(module, files)
     for path, _before, after in [] if check else changes:
         if after is None:
             delete(path)
@@ -264,12 +304,13 @@ def main() -> None:
                 "required_if": [("state", "present", ("src", "content", "base64"), True)],
             },
             "directories": {"type": "list", "elements": "path", "default": []},
+            "validate": {"type": "list", "elements": "str", "default": []},
             "state": {"type": "str", "choices": ["absent", "present"], "default": "present"},
         },
         supports_check_mode=True,
     )
     try:
-        result = run(module.params, module.check_mode)
+        result = run(module)
     except OSError as error:
         module.fail_json(msg=f"{error.filename}: {error.strerror}; UVN's files are not all in place")
     except zipfile.BadZipFile as error:

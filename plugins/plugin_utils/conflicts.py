@@ -16,6 +16,7 @@ from ansible_collections.hpc.uvn.plugins.module_utils.uvn.identity import (
     uid_of_index,
     vxlan_names,
 )
+from ansible_collections.hpc.uvn.plugins.module_utils.uvn.objects import TABLE_LOCAL, TABLE_MAIN
 from ansible_collections.hpc.uvn.plugins.module_utils.uvn.plan import (
     NAT_DEVICE,
     PREFERENCE_L3MDEV,
@@ -26,9 +27,11 @@ from ansible_collections.hpc.uvn.plugins.module_utils.uvn.site import Site
 
 PROTOCOL = 117  # of our routes and rules, as in kernel.py, whose import would change the controller's PATH
 PROTOCOL_KERNEL = 2
-MAIN, LOCAL, DEFAULT = 254, 255, 253
+MAIN, LOCAL, DEFAULT = TABLE_MAIN, TABLE_LOCAL, 253
 IPTABLES = (("ip", "filter"), ("ip6", "filter"))  # the tables of iptables-nft, whose chain INPUT asks ours first
 FIREWALLD = "firewalld"
+# A line of `ss`. What a user's program has behind a line feed in its name is no such line: 15 bytes are too few, and a quotation mark follows.
+SOCKET = re.compile(r'(?:UNCONN|ESTAB) \d+ \d+ [^\s"]+:(?P<port>\d+) [^\s"]+:(?:\d+|\*) ?(?P<owner>.*)')
 KERNEL_RULES = {0: LOCAL, 32766: MAIN, 32767: DEFAULT}
 
 
@@ -93,7 +96,7 @@ class Conflicts:
                 yield self._table_taken(table, f"is looked up by the IPv{version} rule {rule['priority']}")
         for line in self.named:
             number, _blank, name = line.partition(" ")
-            if number.isdigit() and self._is_users(int(number)):
+            if re.fullmatch("[0-9]{1,10}", number) and self._is_users(int(number)):
                 yield self._table_taken(int(number), f"is named {name.strip()} in iproute2's rt_tables")
 
     def _table_taken(self, table: int, how: str) -> str:
@@ -116,11 +119,13 @@ class Conflicts:
             users = [link["ifname"] for link in vxlans if link["linkinfo"]["info_data"].get("port") == port]
             for name in (name for name in users if name not in self.ours):
                 yield f"the VXLAN {name} uses the UDP port {port}, which is the port of an underlay; {remedy}"
-            for socket in self.sockets:
-                local, _peer, *owner = socket.split()[3:]
-                if local.rpartition(":")[2] == str(port) and (owner or not users):
-                    program = re.findall(r'"([^"]+)",pid=(\d+)', "".join(owner))
-                    who = ", ".join(f"{name} (PID {pid})" for name, pid in program) or "a socket of the kernel (such as WireGuard's)"
+            for socket in filter(None, map(SOCKET.fullmatch, self.sockets)):
+                owner = socket["owner"]
+                if socket["port"] == str(port) and (owner or not users):
+                    program = re.findall(r'"([^"]+)",pid=(\d+)', owner)
+                    who = ", ".join(f"{name} (PID {pid})" for name, pid in program) or (
+                        "a program" if owner else "a socket of the kernel (such as WireGuard's)"
+                    )
                     yield f"the UDP port {port}, which is the port of an underlay, is in use by {who}; {remedy}"
 
     def _nodes(self) -> Iterator[str]:
@@ -238,7 +243,7 @@ def _is_ours(link: dict[str, Any]) -> bool:
 
 def _group(link: dict[str, Any]) -> int:
     """The link group; iproute2 knows some of them by name, none of ours."""
-    return int(link["group"]) if link["group"].isdigit() else 0
+    return int(link["group"]) if re.fullmatch("[0-9]{1,10}", link["group"]) else 0
 
 
 def _addresses(link: dict[str, Any]) -> list[str]:

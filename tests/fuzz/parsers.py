@@ -39,6 +39,8 @@ class Unconfigured:
     def reconciler(self):
         return site.load("/nonexistent/site.json")
 
+    in_force = reconciler
+
 
 class Connected:
     """A listener on which one client waits."""

@@ -26,12 +26,10 @@ def damage(keeping, *users):
 # -- what fails is tried again ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", ["host", "lock", "load"])
+@pytest.mark.parametrize("call", ["host", "lock"])
 @pytest.mark.parametrize("what", [{"touched": True}, {"look": True, "users": {LINK_GROUP + ALICE}}, {"node": True}])
 def test_what_the_kernel_told_is_kept_when_the_look_at_the_node_fails(keeping, call, what):
     """Each effect that was told of is acted upon once the look succeeds."""
-    if call == "load":
-        keeping.keeper._stamp = None
     keeping.keeper._host = None
     keeping.node.failing[call] = 2
     keeping.tell(**what)
@@ -107,10 +105,8 @@ def test_a_site_file_that_is_bad_for_long_is_no_endless_log(keeping):
     keeping.node.failing["load"] = 10**6
     keeping.tell(touched=True)
     keeping.work(seconds=1000)
-    assert len(keeping.said) == 2, "one line for following, one for sweeps"
-    keeping.node.failing["load"] = 0
-    keeping.work(seconds=keeper.RETRY + 1)
-    assert keeping.node.done[:3] == [ALICE, BOB, CAROL]
+    assert keeping.node.done[:3] == [ALICE, BOB, CAROL], "by the configuration from before"
+    assert len(keeping.said) == 1
 
 
 def test_everybody_is_compared_now_and_then_whatever_was_told(keeping):
@@ -184,7 +180,7 @@ def test_a_reconciler_is_closed_when_another_one_takes_its_place_or_it_cannot_be
     keeping.keeper._stamp = None
     keeping.tell(touched=True)
     keeping.work(seconds=keeper.SETTLE)
-    assert first.closed and keeping.said[-1].startswith("follow failed: devices")
+    assert first.closed and keeping.said[-1].startswith("devices: the kernel did not answer; until then")
 
 
 def test_another_program_s_lock_does_not_outlast_a_login():

@@ -305,6 +305,38 @@ def test_a_failure_names_the_file(run, root):
     assert result["failed"] and "kept.py" in result["msg"]
 
 
+GOOD_FIRST = ["/bin/sh", "-c", 'grep -q new "$0/lib/kept.py" || { echo "no new in $0/lib/kept.py" >&2; exit 3; }']
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_files_that_are_not_accepted_change_nothing(run, root, check):
+    """The command sees the files where they will be, with their permissions, and none of them has changed yet."""
+    command = [*GOOD_FIRST, f"%s{root}"]
+    result = run(uvn_files, check=check, **files(root, TOOL, {**KEPT, "content": "bad\n"}, directories=[str(root / "lib")], validate=command))
+    assert result["msg"] == f"the new files are not accepted, nothing was changed: no new in {root}/lib/kept.py"
+    assert (root / "lib/kept.py").read_text() == "" and (root / "lib/former.py").exists() and not (root / "sbin").exists()
+    accepted = run(uvn_files, check=check, **files(root, TOOL, KEPT, validate=command))
+    assert accepted["changed"] and (root / "sbin").exists() != check
+
+
+def test_nothing_is_validated_without_a_change_and_at_the_removal(run, root):
+    run(uvn_files, **files(root, TOOL))
+    assert not run(uvn_files, **files(root, TOOL, validate=["/bin/false"]))["changed"]
+    assert run(uvn_files, **files(root, TOOL, validate=["/bin/false"], state="absent"))["changed"]
+
+
+def test_a_file_is_whole_when_it_is_synced(run, root, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_size), fsync(descriptor)))
+    run(uvn_files, **files(root, TOOL))
+    assert synced == [len(TOOL["content"])]
+
+
+def test_an_empty_file_is_a_file(run, root):
+    entry = {"path": "lib/__init__.py", "base64": ""}
+    assert run(uvn_files, **files(root, entry))["changed"] and (root / "lib/__init__.py").read_bytes() == b""
+
+
 def test_the_controller_reads_files_and_directories():
     action = ActionModule.__new__(ActionModule)
     action._find_needle = lambda directory, name: str(collection.ROOT / "plugins/module_utils" / name)

@@ -6,11 +6,16 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import os
 
 import collection  # noqa: F401
 import pytest
 from ansible_collections.hpc.uvn.plugins.filter.preflight import FilterModule
+from ansible_collections.hpc.uvn.plugins.module_utils.uvn.login import acceptable
 from conftest import SITE
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 preflight = FilterModule().filters()["preflight"]
 
@@ -316,3 +321,71 @@ def test_a_firewall_that_accepts_is_not_in_the_way():
     chains = [chain("inet", "filter", "input", "accept"), chain("inet", "filter", "forward", "drop", "forward")]
     assert judge({**NETWORK, "firewall": {"nftables": [{"chain": one} for one in chains]}}) == []
     assert judge({**NETWORK, "firewall": {}}) == []
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def exempting(name):
+    return {**SITE, "exempt": {"users": [name], "groups": [name], "uids": []}}
+
+
+@pytest.mark.parametrize("name", ["domain admins", "a#b", "[a]", "a]", "DOM\\", "a\xa0b", "j\udcfc"])
+def test_a_name_that_a_line_of_pam_cannot_hold(name):
+    users, groups = preflight(FOUND, exempting(name))
+    assert users.startswith(f"uvn_exempt.users: {name!r} cannot stand in a line of PAM") and groups.startswith("uvn_exempt.groups: ")
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a/b"])
+def test_users_to_provision_have_names(name):
+    (finding,) = preflight(FOUND, SITE, users=["alice", name, "DOM\\first last"])
+    assert finding.startswith(f"uvn_node_users: {name!r} is not an account name")
+
+
+@pytest.fixture(scope="module")
+def passes(tmp_path_factory):
+    """A function: whether libpam lets a user pass by a line as the role writes it."""
+    directory = tmp_path_factory.mktemp("pam")
+    pam = ctypes.CDLL("libpam.so.0")
+
+    def ask(condition, user):
+        line = b"account\t[success=1 default=ignore]\tpam_succeed_if.so quiet " + condition
+        (directory / "uvn").write_bytes(line + b"\naccount required pam_deny.so\naccount required pam_permit.so\n")
+        handle, conversation = ctypes.c_void_p(), (ctypes.c_void_p * 2)()
+        assert pam.pam_start_confdir(b"uvn", user, ctypes.byref(conversation), str(directory).encode(), ctypes.byref(handle)) == 0
+        answer = pam.pam_acct_mgmt(handle, 0)
+        pam.pam_end(handle, answer)
+        return answer == 0
+
+    return ask
+
+
+@given(st.lists(st.sampled_from([*b"\\#[]@.$'`*=,;(){}%!~ab", 0xA0, 0xA9, 0xC2, 0xC3]) | st.integers(33, 255), min_size=1, max_size=6).map(bytes))
+@example("DOM\\jürgen".encode())
+@example(b"a@b")
+@example(b"a\\")
+def test_pam_exempts_exactly_the_accounts_whose_names_pass(passes, name):
+    name = os.fsdecode(name)
+    if acceptable(name) and preflight(FOUND, exempting(name)) == []:
+        condition = b"user = " + os.fsencode(name)
+        assert passes(condition, os.fsencode(name)) and not passes(condition, b"other") and not passes(condition, os.fsencode(name) + b"x")
+
+
+# -- variables ---------------------------------------------------------------------------------------------------------
+
+KNOWN = ["uvn_exempt", "uvn_mode", "uvn_node_build", "uvn_node_state", "uvn_underlays"]
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("uvn_exemt", "uvn_exempt"), ("uvn_node_biuld", "uvn_node_build"), ("uvn_mod", "uvn_mode"), ("uvn_moed", "uvn_mode"), ("uvn_x", "uvn_")],
+)
+@pytest.mark.parametrize("state", ["present", "absent"])
+def test_a_misspelt_variable_is_named_with_the_nearest(name, nearest, state):
+    (finding,) = preflight(FOUND, SITE, state=state, variables=[*KNOWN, name], known=KNOWN)
+    assert finding.startswith(f"the variable {name} is none of UVN's, so what it says would be left out; the nearest is {nearest}")
+
+
+def test_other_variables_are_nobodys_business():
+    others = ["uvn_node__site", "uvn_node__found", "uvn_spank_host", "uvn_spank_headers", "uvn_spank__directory", "uvnx", "my_uvn_x", "ansible_host"]
+    assert preflight(FOUND, SITE, variables=[*KNOWN, *others], known=KNOWN) == []

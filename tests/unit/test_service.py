@@ -140,7 +140,7 @@ def test_a_login_without_uvnd_is_refused_with_a_sentence(tmp_path, monkeypatch, 
     assert "uvnd does not answer" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["", 'a"b', "a/b", "a\\b", "a\nb"])
+@pytest.mark.parametrize("name", ["", 'a"b', "a/b", "a:b", "a\nb"])
 def test_a_login_of_an_impossible_name_asks_nobody(monkeypatch, capsys, name):
     monkeypatch.setattr(login, "SOCKET", "/nonexistent")
     monkeypatch.setenv("PAM_USER", name)
@@ -208,6 +208,8 @@ class Unconfigured:
 
     def reconciler(self):
         return site.load("/nonexistent/site.json")
+
+    in_force = reconciler
 
 
 KEYS = ["user", "uid", "users", "uids", "check", "persistent", "brief", "job", "accounts"]

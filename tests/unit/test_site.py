@@ -10,7 +10,7 @@ import json
 
 import pytest
 from conftest import SITE
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvn.errors import UvnError
 from uvn.site import load, parse
@@ -84,7 +84,7 @@ BAD = {
         "ranges\\[1\\]: indices 1001-2001 overlap",
     ),
     "exempt nonsense": (changed(exempt={"uids": ["12-x"]}), "exempt.uids\\[0\\]: '12-x' is neither"),
-    "exempt name": (changed(exempt={"users": ["a b"]}), "exempt.users\\[0\\]: 'a b' is not an account name"),
+    "exempt name": (changed(exempt={"users": ["a:b"]}), "exempt.users\\[0\\]: 'a:b' is not an account name"),
     "ingress without ports": (changed(ingress=[{"hosts": ["10.0.0.1"]}]), "ingress\\[0\\]: ports is missing"),
     "a port too high": (changed(ingress=[{"hosts": ["10.0.0.1"], "ports": [65536]}]), "ingress\\[0\\].ports\\[0\\]: 65536 is not an integer"),
     "no protocol": (
@@ -97,6 +97,9 @@ BAD = {
         changed(ingress=[{"hosts": ["::/0"], "ports": ["6000-7000"]}], control_ports=[6818]),
         "ingress\\[0\\].ports: 6000-7000 overlaps the control ports 6818-6818",
     ),
+    "digits of another alphabet": (changed(exempt={"uids": ["²"]}), "exempt.uids\\[0\\]: '²' is neither a UID nor a range"),
+    "too many digits": (changed(control_ports=["1" * 5000]), "is neither a port nor a range"),
+    "a range without an end": (changed(control_ports=["1-"]), "'1-' is neither a port nor a range"),
     "boolean as number": (changed(ttl=True), "ttl: True is not an integer"),
 }
 
@@ -119,13 +122,34 @@ def test_a_missing_file_names_the_role(tmp_path):
         load(str(tmp_path / "site.json"))
 
 
-ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-)
+RANGES = st.from_regex("[0-9²٣]{1,6}(-[0-9²]{0,6})?", fullmatch=True)
+WORDS = st.sampled_from(["10.0.0.0/8", "fd00::/64", "239.1.1.1", "tcp", "audit"])
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | RANGES | WORDS
+ANYTHING = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3))
 
 
-@given(st.dictionaries(st.sampled_from(sorted({*SITE, "group", "nat", "ranges", "exempt", "ttl", "version", "x"})), ANYTHING))
+def like(value):
+    """Values of the shape of one that is accepted, with anything in the place of some leaves."""
+    if isinstance(value, dict):
+        return st.fixed_dictionaries({}, optional={key: like(item) for key, item in value.items()}) | ANYTHING
+    if isinstance(value, list) and value:
+        return st.lists(st.one_of(*map(like, value)), max_size=4) | ANYTHING
+    return st.just(value) | (ANYTHING if value == [] else RANGES if str(value)[:1].isdigit() else LEAVES)
+
+
+COMPLETE = {
+    **parse({**SITE, "ingress": [{"hosts": ["10.0.0.1"], "ports": ["1-2"], "protocol": "udp"}], "control_ports": [3]}).as_dict(),
+    "exempt": {"users": ["a"], "groups": ["b"], "uids": ["7-9"]},
+}
+
+
+# One section at a time mostly: the first wrong value hides those after it.
+SECTIONS = {key: like(value) for key, value in {**COMPLETE, "x": 1}.items()}
+ONE = st.one_of([values.map(lambda value, key=key: {key: value}) for key, values in SECTIONS.items()])
+
+
+@settings(max_examples=400)
+@given(ONE | st.fixed_dictionaries({}, optional=SECTIONS))
 def test_any_configuration_is_accepted_or_refused_with_a_sentence(data):
     try:
         parse({**SITE, **data})

@@ -167,6 +167,32 @@ def test_a_refusal_is_said_and_ends_the_task(step, reply, sentence):
     assert sentence in said[0] and said[2] == "returned 0 0 -1"
 
 
+TEXTS = ["jürgen's \"ranges\"", "太郎 😀 \\ a/b", "two\nlines\tand\r\x1b[31m", "\x7f\0", "j\udcfcrgen", "\ud83dx"]
+TEXTS += ["\x80\u07ff\u0800\uffff\U00010000\U0010ffff"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_the_sentence_is_what_uvnd_wrote(step, text, ascii_only):
+    """Control characters are spaces, for a terminal's sake; a byte that is no UTF-8 is a question mark."""
+    reply = json.dumps({"ok": False, "error": text}, ensure_ascii=ascii_only).encode("utf-8", "replace" if ascii_only else "namereplace")
+    said, _requests = step(reply + b"\n")
+    expected = "".join(" " if c < " " or c == "\x7f" else "?" if "\ud800" <= c <= "\udfff" else c for c in text)
+    assert said[0] == f"UVN: no private network for UID 2001 on this node: {expected}; please tell the administrators"
+
+
+@pytest.mark.parametrize("broken", ["\\u12", "\\u12g4", "\\ud83d\\u00", "\\", "\\u"])
+def test_what_is_no_json_ends_the_sentence_somewhere(step, broken):
+    said, _requests = step(b'{"ok": false, "error": "a' + broken.encode())
+    assert said[0].startswith("UVN: no private network for UID 2001 on this node: a") and said[-1] == "returned 0 0 -1"
+
+
+def test_a_character_is_not_cut_in_two(step):
+    for filler in range(4):
+        said, _requests = step(json.dumps({"ok": False, "error": "x" * filler + "😀" * 300}).encode())
+        assert "�" not in said[0] and said[0].count("😀") > 150
+
+
 def test_the_wait_is_bounded(step):
     start = time.monotonic()
     said, _requests = step(b'{"ok": true}\n', "timeout=1", delay=3)

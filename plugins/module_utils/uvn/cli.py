@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from typing import Any, Sequence
 
@@ -24,6 +25,7 @@ from .site import PATH, load
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. An UvnError becomes one sentence on standard error."""
     arguments = _parser().parse_args(argv)
+    sys.stdout.reconfigure(errors="backslashreplace")  # account names are what the directory has, whatever the locale
     try:
         return arguments.run(arguments) or 0
     except UvnError as error:
@@ -58,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     node = commands.add_parser("node", help="the node's own state")
     node.add_argument("action", choices=("show", "apply", "remove"))
     node.set_defaults(run=_node)
+
+    commands.add_parser("site", help="the complete site configuration, if it is valid").set_defaults(run=_site)
 
     which = commands.add_parser("identify", help="the network a process belongs to")
     which.add_argument("pid", metavar="PID", type=int)
@@ -118,6 +122,10 @@ def _remove(arguments: argparse.Namespace) -> int:
     return _print_changes(arguments, request({"op": "remove", "check": arguments.check, **_target(arguments.user)}))
 
 
+def _site(arguments: argparse.Namespace) -> int:
+    return _print_json(load(arguments.site).as_dict())
+
+
 # What follows imports pyroute2, as only these commands do: that takes several times as long as all the rest of a command that asks uvnd.
 def _node(arguments: argparse.Namespace) -> int:
     from .reconcile import Reconciler
@@ -169,7 +177,7 @@ def _daemon(arguments: argparse.Namespace) -> int:
 
 
 def _target(user: str) -> dict[str, Any]:
-    return {"uid": int(user)} if user.isdigit() else {"user": user}
+    return {"uid": int(user)} if re.fullmatch("[0-9]{1,10}", user) else {"user": user}
 
 
 def _print_changes(arguments: argparse.Namespace, reply: dict[str, Any]) -> int:

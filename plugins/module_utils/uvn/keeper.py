@@ -36,6 +36,7 @@ SILENCE = 30  # seconds after which a directory that has not answered counts as 
 RETRY = 10  # seconds until what failed as a whole is tried again, as with a site file that cannot be read
 EVERYBODY = 30  # sweeps from one comparison of all networks to the next, whatever was told or missed
 LOCK_WAIT = 30  # seconds that another program may have the lock; a login waits for 60
+REMIND = 86400  # seconds until the journal is told again that the site file, still the same, cannot be used
 
 
 class Keeper:
@@ -48,6 +49,7 @@ class Keeper:
     def __init__(self, site_path: str = PATH) -> None:
         self._site_path = site_path
         self._stamp: Any = None
+        self._told: tuple[Any, float] = ("", 0.0)  # of which site file the journal knows that it cannot be used, and since when
         self._reconciler: Reconciler | None = None
         self._watcher = events.Watcher(0, 0)
         self._host: Host | None = None
@@ -82,11 +84,7 @@ class Keeper:
         """
         if self._reconciler and self._reconciler.held:
             return self._reconciler
-        try:
-            status = os.stat(self._site_path)
-            stamp = (status.st_ino, status.st_mtime_ns)
-        except OSError:
-            stamp = None
+        stamp = self._site_stamp()
         if self._reconciler is None or stamp is None or stamp != self._stamp:
             site = load(self._site_path)
             with contextlib.ExitStack() as failing:
@@ -102,6 +100,29 @@ class Keeper:
             self._watcher = events.Watcher(site.table_base, int(site.nat6[0]), devices)
             self._sweep_due = min(self._sweep_due, time.monotonic() + sweep_interval(site))
         return self._reconciler
+
+    def in_force(self) -> Reconciler:
+        """The same; while the site file cannot be used, the one of the last that could, by which the kernel works in any case.
+
+        So a slip in the file locks nobody out, and isolates nobody less than before. Raises UvnError when there has been none.
+        """
+        try:
+            return self.reconciler()
+        except UvnError as error:
+            if self._reconciler is None:
+                raise
+            if self._told[0] != self._site_stamp() or time.monotonic() - self._told[1] > REMIND:
+                self._told = self._site_stamp(), time.monotonic()
+                log(f"{error}; until then logins and what uvnd follows go by the configuration from before", error=True)
+            return self._reconciler
+
+    def _site_stamp(self) -> Any:
+        """What changes with the site file, None without one."""
+        try:
+            status = os.stat(self._site_path)
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
     def user(self, uid: int, present: bool, check: bool = False) -> list[Change]:
         """As Reconciler.user, at somebody's request."""
@@ -179,7 +200,7 @@ class Keeper:
 
     def _reconcile(self, uid: int, present: bool, check: bool = False) -> list[Change]:
         self.alive()
-        with self.reconciler() as reconciler:
+        with self.in_force() as reconciler:
             self.read()
             return reconciler.user(uid, present, check, self._known_host(reconciler))
 
@@ -208,7 +229,7 @@ class Keeper:
 
     def _follow(self) -> None:
         """Bring to the plan what may have changed, or could not be mended before; nothing of it is forgotten before it is done."""
-        with self.reconciler() as reconciler:
+        with self.in_force() as reconciler:
             told, effects = self._since if self._effects else None, self._effects
             effects.add(self._failed)
             self._effects, self._failed = events.Effects(), events.Effects()
@@ -292,7 +313,7 @@ class Keeper:
 
         It takes two sweeps: after the first, logins ask again instead of trusting the file test that they may just have made.
         """
-        with self.reconciler() as reconciler:
+        with self.in_force() as reconciler:
             self._sweep_due = time.monotonic() + sweep_interval(reconciler.site)
             self._sweeps += 1
             if self._sweeps % EVERYBODY == 0:
@@ -320,7 +341,7 @@ class Keeper:
         if answers is None:
             return
         self._tell(answers.silent)
-        with self.reconciler() as reconciler:
+        with self.in_force() as reconciler:
             withdraw_strangers(answers.names)
             changed = reconciler.learn(answers)
             lost = sorted(uid for uid in changed if not reconciler.is_exempt(uid))

@@ -59,7 +59,7 @@ class Service:
                 self._register(*job)
             return reply
         except UvnError as error:
-            if not message.get("brief") or self._keeper.reconciler().site.enforce:
+            if not message.get("brief") or self._keeper.in_force().site.enforce:
                 raise
             log(f"ensure {_who(message)} would be refused: {error}", error=True)
             return {}
@@ -94,15 +94,15 @@ class Service:
             }
 
     def _register(self, pid: int, uid: int) -> None:
-        with self._keeper.reconciler() as reconciler:
+        with self._keeper.in_force() as reconciler:
             if not reconciler.is_exempt(uid):
                 reconciler.gate.register(pid, identify(reconciler.site, uid).vrf)
 
     def _each(self, message: dict[str, Any], present: bool) -> dict[str, Any]:
-        """The reply tells the changes unless the request is `brief`, as a login's is."""
+        """The reply tells the changes unless the request is `brief`, as a login's is. A login does not wait for a site file that is right."""
         brief, check = bool(message.get("brief", False)), bool(message.get("check", False))
         uids, brought = targets(message), introduced(message)
-        with self._keeper.reconciler() as reconciler:
+        with self._keeper.in_force() if brief else self._keeper.reconciler() as reconciler:
             _meet(reconciler, brought)
             for uid in uids if present else ():  # refuse the whole request before anything is touched
                 if uid < reconciler.site.min_uid or not reconciler.is_exempt(uid):

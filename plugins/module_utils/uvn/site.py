@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Callable, Tuple, Union
 
 from .errors import UvnError
+from .login import acceptable
 
 PATH = "/etc/uvn/site.json"
 VERSION = 1
@@ -253,7 +255,7 @@ def _choice(value: Any, path: str, choices: Tuple[str, ...]) -> str:
 
 
 def _name(value: Any, path: str) -> str:
-    if not isinstance(value, str) or not value or value.startswith("-") or any(c in value for c in "/:\n\t ,"):
+    if not isinstance(value, str) or not acceptable(value):
         raise UvnError(f"{path}: {value!r} is not an account name; give it as `getent` prints it")
     return value
 
@@ -341,11 +343,11 @@ def _port_range(value: Any, path: str) -> Tuple[int, int]:
 
 
 def _number_range(value: Any, path: str, what: str, low: int, high: int) -> Tuple[int, int]:
-    first, dash, last = str(value).partition("-")
-    if not first.isdigit() or (dash and not last.isdigit()):
+    match = re.fullmatch("([0-9]{1,10})(?:-([0-9]{1,10}))?", str(value))
+    if not match:
         raise UvnError(f"{path}: {value!r} is neither {what}")
-    low = _integer(int(first), path, low, high)
-    return low, _integer(int(last) if dash else low, path, low, high)
+    low = _integer(int(match[1]), path, low, high)
+    return low, _integer(int(match[2] or low), path, low, high)
 
 
 def _ranges_text(ranges: Tuple[Tuple[int, int], ...]) -> list[str]:

@@ -11,6 +11,7 @@ import os
 from typing import Any, Iterable, Mapping
 
 from .errors import UvnError
+from .login import acceptable
 from .objects import Sysctl
 
 RUN = "/run/uvn"
@@ -91,7 +92,7 @@ class Store:
 
 def vouch(uid: int, name: str | None) -> None:
     """From now on a login of the account `name` is one file test (uvn-login): of a link that names the UID."""
-    if name and "/" not in name and not name.startswith("."):
+    if name and acceptable(name):
         os.makedirs(READY, mode=0o755, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{READY}/{name}")
@@ -99,8 +100,12 @@ def vouch(uid: int, name: str | None) -> None:
 
 
 def vouched() -> dict[str, int]:
-    """Account names with the UIDs that are vouched for."""
-    return {entry.name: int(os.readlink(entry.path)) for entry in (os.scandir(READY) if os.path.isdir(READY) else ())}
+    """Account names with the UIDs that are vouched for. What is no link of ours is nobody's."""
+    found = {}
+    for name in os.listdir(READY) if os.path.isdir(READY) else ():
+        with contextlib.suppress(OSError, ValueError):
+            found[name] = int(os.readlink(f"{READY}/{name}"))
+    return found
 
 
 def withdraw(uid: int) -> None:

@@ -9,9 +9,12 @@ PATH=/usr/sbin:/usr/bin:/sbin:/bin
 LC_ALL=C
 export PATH LC_ALL
 
-# The lines of standard input as a JSON list of strings.
+# The lines of standard input as a JSON list of strings. Users choose the names of their programs: what is no text, or not for a terminal, is `?`.
 strings() {
-    awk 'BEGIN { printf "[" } { gsub(/[\\"]/, "\\\\&"); gsub(/[[:space:]]+/, " "); printf "%s\"%s\"", (NR > 1 ? "," : ""), $0 } END { printf "]" }'
+    /usr/bin/python3 -ISc '
+import json
+lines = open(0, encoding="utf-8", errors="replace", newline="\n").read().split("\n")
+print(json.dumps(["".join(c if c.isprintable() else "?" for c in " ".join(line.split())) for line in lines if line.strip()]))'
 }
 
 # `ip` prints nothing where a protocol is switched off.

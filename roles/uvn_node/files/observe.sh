@@ -16,6 +16,12 @@ yes_if() {
     if "$@" >/dev/null 2>&1; then echo true; else echo false; fi
 }
 
+# Each line of standard input as a string of YAML, in UTF-8 and without what YAML has no character for.
+strings() {
+    iconv -c --from-code=UTF-8 --to-code=UTF-8 | tr --delete '\000-\011\013-\037\177' |
+        sed "s/\xc2[\x80-\x9f]//g; s/\xef\xbf[\xbe\xbf]//g; s/'/''/g; s/.*/'&'/"
+}
+
 # The modules that the kernel $1 lacks, be they built in or not.
 lacks_modules() {
     for module in vrf vxlan dummy xt_addrtype xt_devgroup sch_ingress cls_bpf; do
@@ -57,11 +63,11 @@ missing_packages() {
 # Version and place of the pyroute2 of the system's Python; importing it would take longer than the rest.
 pyroute2() {
     /usr/bin/python3 -I -c '
-import os, sys
+import json, os, sys
 for path in sys.path:
     for name in os.listdir(path) if os.path.isdir(path) else []:
         if name.startswith("pyroute2-") and name.endswith(("-info", ".egg-info")):
-            sys.exit(print("{version: \x27%s\x27, path: %s}" % (name.split("-")[1].replace(".dist", ""), path)))
+            sys.exit(print(json.dumps({"version": name.split("-")[1].replace(".dist", ""), "path": path})))
 print("null")'
 }
 
@@ -78,8 +84,8 @@ lines() {
     included=$(cat /run/slurm/conf/plugstack.conf /etc/slurm/plugstack.conf 2>/dev/null | awk '$1 == "include" { print $2 }')
     # shellcheck disable=SC2086 # patterns of files
     for file in "$plugstack/uvn.conf" $included; do
-        case $file in */uvn.conf) ! grep --quiet --no-messages /usr/lib/uvn/spank.so "$file" || echo "$file" ;; esac
-    done | sort --unique | paste --serial --delimiters=,
+        case $file in */uvn.conf) ! grep --quiet --no-messages /usr/lib/uvn/spank.so "$file" || printf '%s\n' "$file" ;; esac
+    done | sort --unique | strings | paste --serial --delimiters=,
 }
 
 # Whether slurmd's plugstack.conf includes $1. A configless slurmd has what the controller sent; of an image nobody knows it.
@@ -93,16 +99,15 @@ includes() {
 slurm() {
     [ -x /usr/sbin/slurmd ] || { echo 'slurm: {}'; return; }
     echo 'slurm:'
-    echo "  version: '$(slurmd -V | cut --delimiter=' ' --fields=2)'"
+    echo "  version: $(slurmd -V | cut --delimiter=' ' --fields=2 | strings)"
     echo "  lines: [$(lines)]"
     echo "  directory: $(yes_if test -d "$plugstack")"
     echo "  included: $(yes_if includes "$plugstack/*.conf")"
     echo '  config:'
     if [ "$mode" = live ] && systemctl --quiet is-active slurmd.service; then # else scontrol waits for a controller in vain
-        timeout 30 scontrol show config 2>/dev/null | awk -v quote="'" '
-            $1 ~ /^(CommunicationParameters|ProctrackType|PrologFlags|SlurmctldPort|SlurmdPort|SrunPortRange)$/ {
-                print "    " $1 ": " quote $3 quote
-            }'
+        timeout 30 scontrol show config 2>/dev/null |
+            awk '$1 ~ /^(CommunicationParameters|ProctrackType|PrologFlags|SlurmctldPort|SlurmdPort|SrunPortRange)$/ { print $1 ": " $3 }' |
+            strings | sed "s/^'\([A-Za-z]*: \)/    \1'/"
     fi
 }
 
@@ -134,11 +139,11 @@ units() {
 }
 
 pam_lines() {
-    awk -v quote="'" '$1 == "session" { $1 = $1; gsub(quote, quote quote); print "    - " quote $0 quote }' "/etc/pam.d/$1" 2>/dev/null
+    awk '$1 == "session" { $1 = $1; print }' "/etc/pam.d/$1" 2>/dev/null | strings | sed 's/^/    - /'
 }
 
 rules() {
-    ip "-$1" rule show | awk '{ sub(":", "", $1); $1 = $1; printf "    - \"%s\"\n", $0 }'
+    ip "-$1" rule show | awk '{ sub(":", "", $1); $1 = $1; print }' | strings | sed 's/^/    - /'
 }
 
 mode=$1 plugstack=$2
@@ -151,15 +156,15 @@ case " $ID $ID_LIKE " in
     *) family=unknown sessions= ;;
 esac
 
-echo "os: '$PRETTY_NAME'"
+echo "os: $(printf '%s\n' "$PRETTY_NAME" | strings)"
 echo "family: $family"
 echo "booted: $(yes_if test -d /run/systemd/system)"
-echo 'kernels:'
-for kernel in $(kernels); do echo "  '$kernel': [$(lacks_modules "$kernel")]"; done
+echo "kernels: $([ -n "$(kernels)" ] || echo '{}')"
+for kernel in $(kernels); do echo "  $(printf '%s\n' "$kernel" | strings): [$(lacks_modules "$kernel")]"; done
 echo "cgroup: $(stat --file-system --format=%T /sys/fs/cgroup)"
 echo "ip: $(yes_if command -v ip)"
-echo "sshd_pam: '$(sshd_pam)'"
-[ "$family" != rhel ] || echo "authselect: '$(authselect current --raw 2>/dev/null)'"
+echo "sshd_pam: $(sshd_pam | strings)"
+[ "$family" != rhel ] || echo "authselect: $(printf '%s\n' "$(authselect current --raw 2>/dev/null)" | strings)"
 echo "installed: $(yes_if test -e /etc/uvn/site.json)"
 echo "configuration: $(sha1sum /etc/uvn/site.json 2>/dev/null | cut --characters=1-40)"
 missing=$(missing_packages)
@@ -167,7 +172,7 @@ echo "missing_packages: [$missing]"
 echo "unpacked: $(yes_if test -d /usr/lib/uvn/pyroute2)"
 pyroute2=$(pyroute2)
 echo "pyroute2: $pyroute2"
-[ "$pyroute2" != null ] || echo "pyroute2_candidate: '$(pyroute2_candidate)'"
+[ "$pyroute2" != null ] || echo "pyroute2_candidate: $(printf '%s\n' "$(pyroute2_candidate)" | strings)"
 slurm
 if [ "$mode" = live ] && ! [ -d /run/systemd/system ]; then exit 0; fi
 echo 'units:'
