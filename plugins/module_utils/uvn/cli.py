@@ -148,10 +148,10 @@ def _identify(arguments: argparse.Namespace) -> int:
     if uid is None:
         raise UvnError(f"there is no process {arguments.pid}; give the PID of a running one")
     site = load(arguments.site)
-    answers = accounts.ask(site, {uid}, ())
-    account = answers.accounts.get(uid)
-    user = (account and account.name) or "(no account)"
-    if uid < site.min_uid or exempt_uid(site, uid) or uid in answers.exempt(site, ()):
+    account = accounts.account(accounts.by_uid(uid))
+    gids = [group.gid for group in map(accounts.group, site.exempt.groups) if group]
+    user = account.name if account else "(no account)"
+    if uid < site.min_uid or exempt_uid(site, uid) or (account and account.is_exempt(site, gids)):
         print(f"{arguments.pid}: {user} (UID {uid}) is not managed: default VRF")
         return 0
     who = identify(site, uid)
