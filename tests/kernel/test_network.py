@@ -339,8 +339,8 @@ def container(pair):
     agent = Agent(name)
     yield agent
     agent.end()
-    run("ip", "netns", "del", name)
     a.sh("ip link del box0; nft delete table ip box; sysctl -qw net.ipv4.ip_forward=0")
+    run("ip", "netns", "del", name)
     whole_again(pair)
 
 
