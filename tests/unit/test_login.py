@@ -57,7 +57,8 @@ def asked(tmp_path_factory):
     root = tmp_path_factory.mktemp("login")
     (root / "ready").mkdir()
     text = PROGRAM.read_text()
-    for old, new in (("/run/uvn/ready/", f"{root}/ready/"), ('exec ${1:+timeout 30} /usr/bin/python3 -IS /usr/lib/uvn/uvn/login.py "$@"', "echo asks uvnd; exit 3")):
+    client_program = 'exec ${1:+timeout 30} /usr/bin/python3 -IS /usr/lib/uvn/uvn/login.py "$@"'
+    for old, new in (("/run/uvn/ready/", f"{root}/ready/"), (client_program, "echo asks uvnd; exit 3")):
         assert text.count(old) == 1
         text = text.replace(old, new)
     (root / "uvn-login").write_text(text)

@@ -39,7 +39,7 @@ class Monitor:
 
     def order(self, command: str, **arguments: Any) -> dict:
         """Give an order and return what QEMU says to it."""
-        with contextlib.suppress(BrokenPipeError):  # the missing answer says it
+        with contextlib.suppress(ConnectionError):  # the missing answer says it
             self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
         answer = self._answer()
         if "error" in answer:
@@ -56,10 +56,11 @@ class Monitor:
             time.sleep(0.02)
 
     def _answer(self) -> dict:
-        while line := self._lines.readline():
-            message = json.loads(line)
-            if "event" not in message:
-                return message
+        with contextlib.suppress(ConnectionError):
+            while line := self._lines.readline():
+                message = json.loads(line)
+                if "event" not in message:
+                    return message
         raise LabError(f"node {self._name}: QEMU ended; see: lab console {self._name}")
 
 
