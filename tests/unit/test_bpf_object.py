@@ -97,8 +97,7 @@ def test_debug_information_is_stripped_and_names_no_directory(name):
 def test_ingress_and_the_plan_agree():
     source = (ROOT / "bpf" / "ingress.bpf.c").read_text()
     assert f"#define MARK {plan.INGRESS_MARK:#x} " in source
-    mac = plan.VRF_MAC.replace(":", "")
-    assert f"bpf_htonl(0x{mac[:8]})" in source and f"bpf_htons(0x{mac[8:]})" in source
+    assert f"bpf_htonl({plan.VRF_MAC << 16:#010x} | uid >> 16)" in source and "bpf_htons((__u16)uid)" in source
     assert f"#define RANGES {site.MAX_PORT_RANGES}\n" in source
     assert "enum ports { TCP, UDP, CONTROL, PORTS };" in source and (*site.PROTOCOLS, "control") == ("tcp", "udp", "control")
     assert maps(FILES / "ingress.bpf.o", ["uvn_hosts"])["uvn_hosts"]["max_entries"] > site.MAX_HOSTS

@@ -35,15 +35,15 @@ from .objects import (
     merge,
 )
 from .site import PROTOCOLS, Site
-from .underlay import Attachment, Host, attach
+from .underlay import Attachment, Host, attach, mac
 
 SOURCE_PORTS = (512, 1023)  # of the outer packets: an unprivileged program on any host cannot use them
 NAT_DEVICE = "uvn"  # dummy in the default VRF that makes the IPv6 NAT addresses valid as a route's source
 LAST_RESORT = 4278198272  # metric of the unreachable default, as Documentation/networking/vrf.rst proposes
 
-# Connections that ingress lets in, and the MAC address of every VRF, which it sends them to (bpf/ingress.bpf.c).
+# Connections that ingress lets in, and the head of VRFs' MAC addresses, which it sends them to (bpf/ingress.bpf.c).
 INGRESS_MARK = 0x55564E01
-VRF_MAC = "02:55:56:4e:00:01"
+VRF_MAC = 0x0255
 
 PREFERENCES_INGRESS = (998, 999)
 PREFERENCE_L3MDEV = 1000  # FIB_RULE_PREF of net/core/fib_rules.c for l3mdev
@@ -82,7 +82,7 @@ def user_network(site: Site, who: Identity, host: Host) -> list[Object]:
     """Everything that makes the network of one user on one node, in the order of creation."""
     attachments = attach(site, host)
     names = _device_names(attachments, who.uid)
-    objects: list[Object] = [Vrf(who.vrf, who.table, who.group, VRF_MAC)]
+    objects: list[Object] = [Vrf(who.vrf, who.table, who.group, vrf_mac(who.uid))]
     objects += [_vxlan(site, who, attachment, name) for attachment, name in zip(attachments, names)]
     objects += _vrf_addresses(who, host, attachments)
     for attachment, (device, _altname) in zip(attachments, names):
@@ -93,6 +93,11 @@ def user_network(site: Site, who: Identity, host: Host) -> list[Object]:
     objects += own_elements(who)
     objects.append(Member(who.uid, who.vrf))
     return objects
+
+
+def vrf_mac(uid: int) -> str:
+    """The MAC address of a user's VRF, the same on all nodes: programs that know devices by it want no two alike on one."""
+    return mac(VRF_MAC << 32 | uid)
 
 
 def own_elements(who: Identity) -> list[Object]:
@@ -166,7 +171,7 @@ def _vxlan(site: Site, who: Identity, attachment: Attachment, name: tuple[str, s
         ttl=site.ttl,
         source_ports=SOURCE_PORTS,
         udp_checksum=site.udp_checksum,
-        mac=attachment.mac,
+        mac=attachment.mac(who.uid),
         mtu=attachment.mtu(version),
     )
 
