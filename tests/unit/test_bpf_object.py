@@ -13,13 +13,13 @@ import shutil
 import subprocess
 
 import pytest
-from uvn import abstract, ingress, membership, plan, site
+from uvn import ingress, lsm, membership, plan, site
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = ROOT / "roles" / "uvn_node" / "files"
 OBJECTS = {
     "membership.bpf.o": (membership.LINKS, membership.MAPS),
-    "abstract.bpf.o": (abstract.LINKS, abstract.MAPS),
+    "lsm.bpf.o": (lsm.LINKS, lsm.MAPS),
     "ingress.bpf.o": ((ingress.CLASSIFIER, *ingress.PROGRAMS), (*ingress.SHARED, *ingress.MAPS)),
 }
 PROPERTIES = ("type", "key_size", "value_size", "max_entries", "map_flags")

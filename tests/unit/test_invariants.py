@@ -54,7 +54,8 @@ def damage(draw, objects):
 
 def altered(obj: Object) -> Object:
     """The same object by its key, with another value in a field that the key leaves out; itself where there is none."""
-    changed = {"mtu": 1400, "ttl": 9, "up": False, "table": 7, "mac": "02:00:00:00:00:01"} if isinstance(obj, (Vrf, Vxlan)) else {"source": None, "routed": False}
+    link = {"mtu": 1400, "ttl": 9, "up": False, "table": 7, "mac": "02:00:00:00:00:01"}
+    changed = link if isinstance(obj, (Vrf, Vxlan)) else {"source": None, "routed": False}
     known = {field.name for field in fields(obj)}
     other = replace(obj, **{name: value for name, value in changed.items() if name in known and getattr(obj, name) != value})
     return other if other.key == obj.key else obj

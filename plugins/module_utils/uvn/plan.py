@@ -111,12 +111,12 @@ def exempt_account(uid: int) -> list[Object]:
 
 
 def node(
-    site: Site, host: Host, netns_cookie: int, exempt: Iterable[int], users: Iterable[Identity] = (), abstract: bool = False
+    site: Site, host: Host, netns_cookie: int, exempt: Iterable[int], users: Iterable[Identity] = (), hooks: bool = False
 ) -> list[Object]:
     """Everything a node needs once, in the order of creation.
 
     `exempt` are UIDs of exempt users and groups; `users` have networks: the guard is never made without what it lets them do;
-    `abstract`: the kernel can keep users apart on abstract Unix sockets.
+    `hooks`: the kernel has security hooks for BPF programs.
     """
     objects: list[Object] = [
         Sysctl("net/ipv4/tcp_l3mdev_accept", "1"),
@@ -138,7 +138,7 @@ def node(
     objects += [
         Member(value, None, length) for first, last in site.exempt.uids for value, length in prefixes(first, last)
     ]
-    objects.append(Program(netns_cookie, site.min_uid, site.enforce, abstract))
+    objects.append(Program(netns_cookie, site.min_uid, site.enforce, hooks))
     return _unique(objects)
 
 

@@ -13,7 +13,7 @@ import fcntl
 import os
 from typing import Callable, Iterable, Sequence
 
-from . import abstract, accounts, guard, nat, plan
+from . import accounts, guard, lsm, nat, plan
 from .diff import Change, diff
 from .errors import NoNetwork, UvnError
 from .identity import LINK_GROUP, Identity, exempt_uid, identify, reply_table, uid_of_index
@@ -40,7 +40,7 @@ class Reconciler:
         self.site = site
         self.kernel = Kernel()
         self.membership = Membership()
-        self.abstract = abstract.Abstract()
+        self.hooks = lsm.Hooks()
         self.guard = guard.Table()
         self.gate = Gate()
         self.store = Store()
@@ -191,7 +191,7 @@ class Reconciler:
             return self._remove_node(check)
         users = [identify(self.site, uid) for uid in self.uids()]
         cookie = Membership.netns_cookie()
-        desired = plan.node(self.site, self.kernel.host(), cookie, self._exempt(), users, abstract.possible())
+        desired = plan.node(self.site, self.kernel.host(), cookie, self._exempt(), users, lsm.possible())
         programs = [obj for obj in desired if isinstance(obj, Program)]
         ground = [obj for obj in desired if not isinstance(obj, Program)]
         last = diff(programs, self._program())
@@ -200,8 +200,8 @@ class Reconciler:
         waiting = [] if self.membership.attached() else accounts.running_uids(self.site)
         self.store.remember(sysctls(desired))
         self.membership.load(Config(cookie, self.site.min_uid, self.site.enforce))
-        if programs[0].abstract:
-            self.abstract.attach()
+        if programs[0].hooks:
+            self.hooks.attach()
         if not waiting:
             self.membership.attach()
         changes = self._converge(ground, lambda: self._node(ground), check)
@@ -232,7 +232,7 @@ class Reconciler:
         changes = diff([], self._program()) + self._clear(check=True)
         if not check:
             self._apply_ingress([change for change in changes if isinstance(change.object, (Ingress, Classifier))])
-            self.abstract.detach()
+            self.hooks.detach()
             self.membership.detach()
             self._clear(check=False)
             self.store.forget()
@@ -258,7 +258,7 @@ class Reconciler:
         config = self.membership.config()
         if config is None or not self.membership.current():
             return []
-        return [Program(config.netns_cookie, config.min_uid, config.enforce, self.abstract.current())]
+        return [Program(config.netns_cookie, config.min_uid, config.enforce, self.hooks.current())]
 
     # -- both ------------------------------------------------------------------------------------------------------
 

@@ -84,7 +84,7 @@ class Service:
                     "membership": reconciler.membership.attached(),
                     "sockets": reconciler.membership.counters(),
                     "guard": {**reconciler.guard.counters(), "received": sum(reconciler.membership.strays().values())},
-                    "abstract": {"attached": reconciler.abstract.current(), **reconciler.abstract.counters()},
+                    **reconciler.hooks.status(),
                     "strays": strays.find(reconciler.device_of),
                     "drift": [str(change) for change in reconciler.node(check=True)],
                 },
