@@ -94,6 +94,10 @@ def test_debug_information_is_stripped_and_names_no_directory(name):
     assert re.findall(rb"/(?:home|root|work|usr|tmp)/", (FILES / name).read_bytes()) == []
 
 
+def test_membership_and_the_plan_agree():
+    assert f"#define MULTICAST {plan.MULTICAST_MARK:#x} " in (ROOT / "bpf" / "membership.bpf.c").read_text()
+
+
 def test_ingress_and_the_plan_agree():
     source = (ROOT / "bpf" / "ingress.bpf.c").read_text()
     assert f"#define MARK {plan.INGRESS_MARK:#x} " in source

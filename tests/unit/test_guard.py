@@ -15,7 +15,7 @@ from uvn import guard
 from uvn.diff import Change, diff
 from uvn.identity import identify
 from uvn.objects import Chain, Element, Guard
-from uvn.plan import CAUSES, SETS, node, own_elements
+from uvn.plan import CAUSES, SETS, TO_ALL, node, own_elements
 from uvn.site import parse
 
 
@@ -86,6 +86,16 @@ def test_only_chains_of_causes_drop_and_audit_drops_nothing(site, host):
         (table,) = (obj for obj in node(replace(site, mode=mode), host, 1, []) if isinstance(obj, Guard))
         assert {chain(table, cause)[-1] for cause in CAUSES} == {verdict}
         assert not [rule for name, _hook, rules in table.chains if name not in CAUSES for rule in rules if "drop" in rule]
+
+
+def test_what_everybody_hears_is_neither_sent_to_users_nor_taken_from_them(planned):
+    """By system and by exempt accounts; what the kernel itself sends (IGMP, MLD, neighbour discovery) has no UID and passes."""
+    inward = chain(planned[0], "inward")
+    assert [rule for rule in inward if rule.endswith(" accept")] == ["meta skuid . meta oifgroup @own accept"]
+    assert [rule.split(" goto ")[0] for rule in inward if rule.endswith(" goto unicast")] == ["meta skuid < 1000", "meta skuid @exempt"]
+    assert {rule.rpartition(" ")[2] for rule in chain(planned[0], "unicast")[:-1]} == {"multicast"}
+    marked = [rule.split(" meta mark set ")[0] for rule in chain(planned[0], "heard")]
+    assert marked == [*TO_ALL, "udp dport { 5353, 5355 }"]
 
 
 def test_what_accepts_is_iptables_and_what_drops_is_the_guards(site, host):

@@ -43,6 +43,7 @@ LAST_RESORT = 4278198272  # metric of the unreachable default, as Documentation/
 
 # Connections that ingress lets in, and the head of VRFs' MAC addresses, which it sends them to (bpf/ingress.bpf.c).
 INGRESS_MARK = 0x55564E01
+MULTICAST_MARK = 0x55564E02  # what a user's network says to everybody, and to name services: not for system daemons (bpf/membership.bpf.c)
 VRF_MAC = 0x0255
 
 PREFERENCES_INGRESS = (998, 999)
@@ -62,6 +63,7 @@ CAUSES = {  # what the guard counts and drops, each in a chain of its own
     "stray": "a user's packet that leaves neither over the user's devices nor from the user's NAT address",
     "forged": "a VXLAN frame that no kernel made",
     "routed": "a packet to forward that is no reply to a NAT address",
+    "multicast": "a system daemon's multicast or broadcast into a user's network",
 }
 SETS = {  # of the guard, with what they hold
     "ports": "udp dport",
@@ -73,6 +75,9 @@ SETS = {  # of the guard, with what they hold
 ICMP_ANSWERS = {4: (0, 3, 11), 6: (1, 2, 3, 129)}  # echo replies and errors (RFC 792, RFC 4443)
 RAW, FILTER = -300, 0  # priorities of hooks, include/uapi/linux/netfilter_ipv4.h
 LOG_RATE = "limit rate 6/minute burst 5 packets"
+SILENT = {"multicast"}  # not logged: daemons that speak on every device do it all day
+TO_ALL = ("ip daddr 224.0.0.0/4", "ip6 daddr ff00::/8", "meta nfproto ipv4 meta l4proto != tcp fib daddr type broadcast")
+NAME_SERVICES = "udp dport { 5353, 5355 }"  # mDNS, LLMNR (RFC 6762, RFC 4795): their daemons believe unicast, too
 
 ANY = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 LOOPBACK = {4: ipaddress.ip_network("127.0.0.0/8"), 6: ipaddress.ip_network("::1/128")}
@@ -355,13 +360,15 @@ def _guard(site: Site, router: bool) -> Guard:
         "notrack",
         "udp dport @ports goto forged",
         "meta skuid . meta oifgroup @own accept",
-        f"meta skuid < {site.min_uid} accept",
+        f"meta skuid < {site.min_uid} goto unicast",
         *(f"meta skuid {exempt} {SYN} goto foreign" for exempt in _exempt_uids(site)),  # they answer users, and no more
-        *(f"meta skuid {exempt} accept" for exempt in _exempt_uids(site)),
+        *(f"meta skuid {exempt} goto unicast" for exempt in _exempt_uids(site)),
         f"meta skuid >= {site.min_uid} goto foreign",
     )
+    unicast = (*(f"{to_all} goto multicast" for to_all in TO_ALL), "accept")  # to one; what the kernel sends itself has no UID
+    heard = tuple(f"{to_all} meta mark set {MULTICAST_MARK:#x}" for to_all in (*TO_ALL, NAME_SERVICES))
     prerouting = (f"{IN_OURS} notrack accept", "udp dport @ports notrack accept")
-    input_ = (f"udp dport @ports {IN_OURS} goto forged", f"udp dport @ports udp sport != {kernel} goto forged")
+    input_ = (f"udp dport @ports {IN_OURS} goto forged", f"udp dport @ports udp sport != {kernel} goto forged", f"{IN_OURS} goto heard")
     forward = (
         f"{OUT_OURS} ip daddr {site.nat4} ct state established,related accept",
         f"{OUT_OURS} ip6 daddr {site.nat6} ct state established,related accept",
@@ -370,10 +377,10 @@ def _guard(site: Site, router: bool) -> Guard:
         *(() if router else ("goto routed",)),
     )
     verdict = "drop" if site.enforce else "accept"
-    causes = [
-        (cause, "", (f"counter name {cause}", f"{LOG_RATE} log prefix 'uvn {cause}: ' flags skuid", verdict)) for cause in CAUSES
-    ]
-    chains = [*causes, ("inward", "", inward), ("prerouting", f"prerouting {RAW}", prerouting), ("output", f"output {RAW}", output)]
+    logs = {cause: (f"{LOG_RATE} log prefix 'uvn {cause}: ' flags skuid",) for cause in CAUSES if cause not in SILENT}
+    causes = [(cause, "", (f"counter name {cause}", *logs.get(cause, ()), verdict)) for cause in CAUSES]
+    chains = [*causes, ("inward", "", inward), ("unicast", "", unicast), ("heard", "", heard)]
+    chains += [("prerouting", f"prerouting {RAW}", prerouting), ("output", f"output {RAW}", output)]
     chains += [("input", f"input {FILTER}", input_), ("forward", f"forward {FILTER}", forward)]
     chains += [("answers", "", answers)] if answers else []
     return Guard(counters=tuple(sorted(CAUSES)), sets=tuple(sorted(SETS)), chains=tuple(sorted(chains)))

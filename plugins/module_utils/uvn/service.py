@@ -83,7 +83,11 @@ class Service:
                     "mode": reconciler.site.mode,
                     "membership": reconciler.membership.attached(),
                     "sockets": reconciler.membership.counters(),
-                    "guard": {**reconciler.guard.counters(), "received": sum(reconciler.membership.strays().values())},
+                    "guard": {
+                        **reconciler.guard.counters(),
+                        "received": sum(reconciler.membership.strays().values()),
+                        "heard": sum(reconciler.membership.heard().values()),
+                    },
                     **reconciler.hooks.status(),
                     "strays": strays.find(reconciler.device_of),
                     "drift": [str(change) for change in reconciler.node(check=True)],
