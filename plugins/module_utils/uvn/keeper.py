@@ -11,6 +11,7 @@ It holds nothing that the kernel does not know but when a user's process was see
 from __future__ import annotations
 
 import functools
+import math
 import os
 import time
 import traceback
@@ -22,6 +23,7 @@ from .errors import UvnError
 from .identity import LINK_GROUP
 from .kernel import socket_index
 from .reconcile import Reconciler
+from .resolved import Resolved
 from .site import PATH, Site, load
 from .store import withdraw, withdraw_strangers
 from .underlay import Host
@@ -29,6 +31,7 @@ from .underlay import Host
 SETTLE = 0.2  # seconds of quiet after a network event before the node is looked at
 CALM = 60  # seconds without a repair after which nobody is suspected any more of undoing ours
 PATIENCE = 6  # repairs in a row after which the wait between them grows no longer: SETTLE * 2 ** PATIENCE, 13 s
+QUIET = 1  # seconds after a change until systemd-resolved, which learns of devices as we do, is told about them
 SWEEP = 60  # seconds between two looks at who has left
 RETRY = 10  # seconds until what failed as a whole is tried again, as with a site file that cannot be read
 
@@ -52,6 +55,7 @@ class Keeper:
         self._due = 0.0
         self._mended = (0, 0.0)  # repairs in a row, and when the last was
         self._sweep_due = 0.0
+        self._resolved, self._tell_due = Resolved(), 0.0
         self._seen: dict[int, float] = {}  # when a user's process was seen last
         self._leaving: set[int] = set()  # users whose logins ask again, and whose networks go with the next sweep
         self.events, self.nftables = events.listen(), events.listen_to_nftables()
@@ -113,8 +117,8 @@ class Keeper:
 
     def wait(self) -> float:
         """Seconds until `work` has something to do."""
-        due = min(self._due, self._sweep_due) if self._effects else self._sweep_due
-        return max(0.0, due - time.monotonic())
+        due = min(self._sweep_due, self._tell_due)
+        return max(0.0, (min(self._due, due) if self._effects else due) - time.monotonic())
 
     def work(self) -> None:
         """What is due: mend what the kernel told of, look who has left."""
@@ -125,6 +129,14 @@ class Keeper:
         if now >= self._sweep_due:
             self._sweep_due = now + SWEEP
             attempt(self._sweep)
+        if now >= self._tell_due:
+            self._tell_due = math.inf
+            attempt(self._tell)
+
+    def _tell(self) -> None:
+        """The devices of users' networks are none for the name services of the site's links."""
+        with self.reconciler() as reconciler:
+            self._resolved.silence(reconciler.kernel.devices("vxlan"))
 
     def _reconcile(self, uid: int, present: bool, check: bool = False) -> list[Change]:
         with self.reconciler() as reconciler:
@@ -135,6 +147,7 @@ class Keeper:
         """What was told of a user or of the node until now is our own doing."""
         self._note(events.drain(self.events, self._watcher).without(group))
         events.drain_nftables(self.nftables)
+        self._tell_due = time.monotonic() + QUIET
 
     def _note(self, effects: events.Effects) -> None:
         if effects.look or effects.touched:
