@@ -293,8 +293,8 @@ static __always_inline __u32 connected(struct __sk_buff *skb, __u32 offset, cons
 SEC("tc")
 int uvn_ingress(struct __sk_buff *skb)
 {
-	__be32 mac_head = bpf_htonl(0x0255564e); /* of every VRF, see plan.py */
-	__be16 mac_tail = bpf_htons(0x0001);
+	__be32 mac_head;
+	__be16 mac_tail;
 	struct flow flow = {};
 	enum ports protocol;
 	__u32 offset, vrf, uid;
@@ -313,6 +313,8 @@ int uvn_ingress(struct __sk_buff *skb)
 	if (!vrf)
 		return TC_ACT_OK;
 	skb->mark = MARK;
+	mac_head = bpf_htonl(0x02550000 | uid >> 16); /* vrf_mac() of plan.py */
+	mac_tail = bpf_htons((__u16)uid);
 	if (bpf_skb_store_bytes(skb, 0, &mac_head, sizeof(mac_head), 0) ||
 	    bpf_skb_store_bytes(skb, sizeof(mac_head), &mac_tail, sizeof(mac_tail), 0))
 		return TC_ACT_SHOT;

@@ -24,6 +24,8 @@ enum mode { AUDIT, ENFORCE };
 enum counter { BOUND, EXEMPT, REFUSED, AUDITED, COUNTERS };
 enum stray { STRAY_REFUSED, STRAY_AUDITED, STRAYS };
 
+#define MULTICAST 0x55564e02 /* the guard's mark of what a user's network says to everybody (plan.py) */
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, COUNTERS);
@@ -38,6 +40,14 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } uvn_strays SEC(".maps");
+
+/* packets that a user's network says to everybody, for sockets that are no user's */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, STRAYS);
+	__type(key, __u32);
+	__type(value, __u64);
+} uvn_heard SEC(".maps");
 
 /* ifindex of the VRF a socket was made for; an accepted socket has its listener's */
 struct {
@@ -85,20 +95,25 @@ int uvn_membership(struct bpf_sock *sock)
 	return count(&uvn_counters, BOUND, ALLOW);
 }
 
+static __always_inline int drop(void *counters)
+{
+	__u32 zero = 0;
+	struct config *config = bpf_map_lookup_elem(&uvn_config, &zero);
+
+	if (!config || config->mode == AUDIT)
+		return count(counters, STRAY_AUDITED, ALLOW);
+	return count(counters, STRAY_REFUSED, REFUSE);
+}
+
 SEC("cgroup_skb/ingress")
 int uvn_receive(struct __sk_buff *skb)
 {
 	struct bpf_sock *sock = skb->sk ? bpf_sk_fullsock(skb->sk) : NULL;
 	__u32 *vrf = sock ? bpf_sk_storage_get(&uvn_socket, sock, NULL, 0) : NULL;
-	__u32 zero = 0;
-	struct config *config;
 
-	if (!vrf || skb->ifindex == *vrf)
-		return ALLOW;
-	config = bpf_map_lookup_elem(&uvn_config, &zero);
-	if (!config || config->mode == AUDIT)
-		return count(&uvn_strays, STRAY_AUDITED, ALLOW);
-	return count(&uvn_strays, STRAY_REFUSED, REFUSE);
+	if (!vrf)
+		return skb->mark == MULTICAST ? drop(&uvn_heard) : ALLOW;
+	return skb->ifindex == *vrf ? ALLOW : drop(&uvn_strays);
 }
 
 char _license[] SEC("license") = "GPL";

@@ -62,6 +62,10 @@ node:
       description: Packets by cause that were dropped, or would have been, since the guard was made.
       type: dict
       returned: always
+    families:
+      description: Whether users are kept from address families that are no part of their networks, and how many sockets were refused or let pass.
+      type: dict
+      returned: always
     abstract:
       description: Whether users are kept apart on abstract Unix sockets, and how many connections were refused or let pass.
       type: dict

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import socket
@@ -16,7 +17,7 @@ import time
 import pytest
 from daemon import LOG, Host, configure, wait_for
 from nodes import Node
-from uvn import abstract, client
+from uvn import client, lsm
 from uvn.reconcile import Reconciler
 
 ALICE, BOB = 2001, 2002
@@ -501,8 +502,105 @@ def test_stray_sockets_are_named_with_their_programs(host):
         program.wait()
 
 
+IN_THE_NETWORK = {
+    **{f"INET{version} {kind}": ("INET" + version, kind, protocol) for version in ("", "6") for kind, protocol in (("STREAM", 0), ("DGRAM", 17))},
+    "UNIX": ("UNIX", "STREAM", 0),
+    "route": ("NETLINK", "RAW", 0),
+    "sock_diag": ("NETLINK", "DGRAM", 4),
+    "generic netlink": ("NETLINK", "RAW", 16),
+    "ALG": ("ALG", "SEQPACKET", 0),
+    "UDP-Lite": ("INET", "DGRAM", 136),
+    "SCTP": ("INET6", "SEQPACKET", 132),
+}
+ELSEWHERE = {
+    "NETLINK_USERSOCK": ("NETLINK", "RAW", 2),
+    "L2TP": ("INET", "DGRAM", 115),
+    "L2TP, IPv6": ("INET6", "DGRAM", 115),
+    "MPTCP": ("INET", "STREAM", 262),
+    "SMC as a protocol of IP": ("INET", "STREAM", 256),
+    "VSOCK": ("VSOCK", "STREAM", 0),
+    "CAN": ("CAN", "RAW", 1),
+    "PPPOX": (24, "DGRAM", 0),
+    "KCM": (41, "SEQPACKET", 0),
+    "RXRPC": (33, "DGRAM", 2),
+    "PACKET": ("PACKET", "DGRAM", 0),
+}
+SOCKETS = """
+import json, socket, sys
+def said(family, kind, protocol):
+    try:
+        socket.socket(getattr(socket, f"AF_{family}", family), getattr(socket, f"SOCK_{kind}"), protocol).close()
+    except OSError as error:
+        return error.strerror
+    return "made"
+print(json.dumps({name: said(*of) for name, of in json.loads(sys.argv[1]).items()}))
+"""
+REFUSALS = {"Address family not supported by protocol", "Protocol not supported"}
+
+
+def sockets(host, uid, wanted, *prefix):
+    """What becomes of a user's socket() for each of the wanted."""
+    command = [*prefix, "python3", "-IS", "-c", SOCKETS, json.dumps(wanted)]
+    return json.loads(host.run_as(uid, *command, stdout=subprocess.PIPE).communicate()[0])
+
+
+def families():
+    return client.request({"op": "status"})["node"]["families"]
+
+
+@pytest.fixture
+def hooks(host):
+    """The kernel's security hooks, with the modules of what is refused in the kernel, as somebody who needs them may have loaded them."""
+    if not lsm.possible():
+        pytest.skip("bpf is not among the active security modules of this kernel")
+    host.sh("modprobe -a l2tp_ip l2tp_ip6 vsock vsock_loopback kcm sctp; sysctl -qw net.mptcp.enabled=1")
+    yield
+    host.sh("sysctl -qw net.mptcp.enabled=0")
+
+
+def test_users_have_sockets_of_the_families_that_programs_need_and_of_no_other(host, hooks):
+    root = sockets(host, 0, ELSEWHERE)  # who is never refused: the kernel has them
+    assert {name for name, said in root.items() if said == "made"} >= {"NETLINK_USERSOCK", "L2TP", "L2TP, IPv6", "MPTCP", "VSOCK", "KCM", "PACKET"}
+    before = families()["refused"]
+    assert sockets(host, ALICE, IN_THE_NETWORK) == dict.fromkeys(IN_THE_NETWORK, "made")
+    assert families()["refused"] == before
+    assert set(sockets(host, ALICE, ELSEWHERE).values()) <= REFUSALS
+    assert families() == {"attached": True, "refused": before + len(ELSEWHERE), "audited": families()["audited"]}
+    assert sockets(host, 33, ELSEWHERE)["VSOCK"] == "made", "a system account is left alone"
+
+
+def test_an_exempt_account_has_sockets_of_every_family(host, hooks):
+    configure({**host.configuration, "exempt": {"uids": ["2009-2009"]}})
+    try:
+        host.sh("/usr/sbin/uvn node apply")
+        assert {sockets(host, 2009, ELSEWHERE)[name] for name in ("NETLINK_USERSOCK", "L2TP", "VSOCK", "KCM")} == {"made"}
+    finally:
+        configure(host.configuration)
+        host.sh("/usr/sbin/uvn node apply")
+
+
+def test_in_a_network_namespace_of_their_own_users_have_packet_sockets(host, hooks):
+    """For the DHCP client of a container. VSOCK knows no namespaces."""
+    host.sh("sysctl -qw kernel.unprivileged_userns_clone=1")
+    said = sockets(host, ALICE, {**IN_THE_NETWORK, **ELSEWHERE}, "unshare", "--user", "--map-root-user", "--net")
+    assert {name for name, word in said.items() if word == "made"} >= {*IN_THE_NETWORK, "PACKET", "NETLINK_USERSOCK"}
+    assert {said[name] for name in ("VSOCK", "KCM", "CAN", "RXRPC")} <= REFUSALS
+
+
+def test_audit_counts_the_sockets_that_it_lets_pass(host, hooks):
+    configure({**host.configuration, "mode": "audit"})
+    try:
+        host.sh("/usr/sbin/uvn node apply")
+        before = families()["audited"]
+        assert sockets(host, ALICE, ELSEWHERE)["VSOCK"] == "made"
+        assert families()["audited"] == before + len(ELSEWHERE)
+    finally:
+        configure(host.configuration)
+        host.sh("/usr/sbin/uvn node apply")
+
+
 def test_users_are_kept_apart_on_abstract_unix_sockets(host):
-    if not abstract.possible():
+    if not lsm.possible():
         pytest.skip("bpf is not among the active security modules of this kernel")
     listener = host.run_as(BOB, "python3", "-IS", "-c", LISTEN, stdout=subprocess.PIPE)
     try:

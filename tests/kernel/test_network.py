@@ -132,6 +132,26 @@ def test_mending_one_link_leaves_the_others_alone(one):
     assert one.sh("ip -o link show vrf2001; ip -o link show ib0u2001") == others
 
 
+def test_a_mac_address_is_mended_in_place(one):
+    """As after an update from a version whose VRFs all had one: sockets are bound to the device, which has to stay."""
+    one.ensure(ALICE)
+    links = "ip -o link show vrf2001; ip -o link show em1u2001"
+    good = one.sh(links)
+    one.sh("for device in vrf2001 em1u2001; do ip link set $device address 02:55:56:4e:00:01; done")
+    assert one.sh(links) != good
+    assert [change.op for change in one.ensure(ALICE)] == ["replace"] * 2
+    assert one.pending(ALICE) == [] and one.sh(links) == good
+
+
+def test_users_devices_are_told_apart_by_their_mac_addresses(one):
+    """As cloud-init does it (get_interfaces_by_mac), which stops at two that are alike."""
+    for uid in (ALICE, BOB):
+        one.ensure(uid)
+    macs = one.sh("ip -o link show type vrf; ip -o link show type vxlan").replace("link/ether ", "\n@").split("\n")
+    macs = [line.split()[0] for line in macs if line.startswith("@")]
+    assert len(macs) == 6 == len(set(macs))
+
+
 def test_a_device_that_is_not_ours_is_refused_and_named(one):
     one.sh("ip link add vrf2001 type vrf table 7")
     with pytest.raises(AssertionError, match="vrf2001: a vrf of link group 0, not made by UVN"):

@@ -13,13 +13,13 @@ import shutil
 import subprocess
 
 import pytest
-from uvn import abstract, ingress, membership, plan, site
+from uvn import ingress, lsm, membership, plan, site
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = ROOT / "roles" / "uvn_node" / "files"
 OBJECTS = {
     "membership.bpf.o": (membership.LINKS, membership.MAPS),
-    "abstract.bpf.o": (abstract.LINKS, abstract.MAPS),
+    "lsm.bpf.o": (lsm.LINKS, lsm.MAPS),
     "ingress.bpf.o": ((ingress.CLASSIFIER, *ingress.PROGRAMS), (*ingress.SHARED, *ingress.MAPS)),
 }
 PROPERTIES = ("type", "key_size", "value_size", "max_entries", "map_flags")
@@ -94,11 +94,14 @@ def test_debug_information_is_stripped_and_names_no_directory(name):
     assert re.findall(rb"/(?:home|root|work|usr|tmp)/", (FILES / name).read_bytes()) == []
 
 
+def test_membership_and_the_plan_agree():
+    assert f"#define MULTICAST {plan.MULTICAST_MARK:#x} " in (ROOT / "bpf" / "membership.bpf.c").read_text()
+
+
 def test_ingress_and_the_plan_agree():
     source = (ROOT / "bpf" / "ingress.bpf.c").read_text()
     assert f"#define MARK {plan.INGRESS_MARK:#x} " in source
-    mac = plan.VRF_MAC.replace(":", "")
-    assert f"bpf_htonl(0x{mac[:8]})" in source and f"bpf_htons(0x{mac[8:]})" in source
+    assert f"bpf_htonl({plan.VRF_MAC << 16:#010x} | uid >> 16)" in source and "bpf_htons((__u16)uid)" in source
     assert f"#define RANGES {site.MAX_PORT_RANGES}\n" in source
     assert "enum ports { TCP, UDP, CONTROL, PORTS };" in source and (*site.PROTOCOLS, "control") == ("tcp", "udp", "control")
     assert maps(FILES / "ingress.bpf.o", ["uvn_hosts"])["uvn_hosts"]["max_entries"] > site.MAX_HOSTS

@@ -17,7 +17,7 @@ from uvn.diff import Change, diff
 from uvn.identity import identify
 from uvn.netlink import attributes_of
 from uvn.objects import Chain, Element, Guard
-from uvn.plan import CAUSES, SETS, node, own_elements
+from uvn.plan import CAUSES, SETS, SILENT, TO_ALL, node, own_elements
 from uvn.site import parse
 
 
@@ -87,6 +87,18 @@ def test_only_chains_of_causes_drop_and_audit_drops_nothing(site, host):
         (table,) = (obj for obj in node(replace(site, mode=mode), host, 1, []) if isinstance(obj, Guard))
         assert {chain(table, cause)[-1] for cause in CAUSES} == {verdict}
         assert not [rule for name, _hook, rules in table.chains if name not in CAUSES for rule in rules if "drop" in rule]
+
+
+def test_what_everybody_hears_is_neither_sent_to_users_nor_taken_from_them(planned):
+    """By system and by exempt accounts; what the kernel itself sends (IGMP, MLD, neighbour discovery) has no UID and passes."""
+    inward = chain(planned[0], "inward")
+    assert [rule for rule in inward if rule.endswith(" accept")] == ["meta skuid . meta oifgroup @own accept"]
+    others = [rule for rule in inward if rule.startswith("meta skuid") and "own" not in rule and "tcp" not in rule]
+    assert [rule.rpartition(" goto ")[2] for rule in others] == ["unicast", *["answering"] * (len(others) - 2), "foreign"]
+    assert chain(planned[0], "answering")[-1] == "goto unicast"
+    assert {rule.rpartition(" ")[2] for rule in chain(planned[0], "unicast")[:-1]} == {"multicast"}
+    marked = [rule.split(" meta mark set ")[0] for rule in chain(planned[0], "heard")]
+    assert marked == [*TO_ALL, "udp dport { 5353, 5355 }"]
 
 
 def test_what_accepts_is_iptables_and_what_drops_is_the_guards(site, host):
@@ -174,7 +186,7 @@ def test_nobody_forwards_frames(host):
 
 
 def test_frames_come_from_nodes(host):
-    assert chain(guard_of(host), "input")[-2:] == (
+    assert chain(guard_of(host), "input")[-3:-1] == (
         "udp dport @ports ip saddr != @nodes4 goto forged",
         "udp dport @ports ip6 saddr != @nodes6 goto forged",
     )
@@ -198,7 +210,7 @@ def test_exempt_accounts_begin_no_connection_of_any_protocol(planned):
         "tcp flags & (syn | ack) == syn goto foreign",
         "sctp chunk init exists goto foreign",
         "dccp type request goto foreign",
-        "accept",
+        "goto unicast",
     )
 
 
@@ -219,7 +231,7 @@ def test_new_connections_of_a_nat_address_are_bounded(host):
 
 
 def test_every_uid_has_a_budget_of_lines_for_each_cause(planned):
-    for cause in CAUSES:
+    for cause in CAUSES.keys() - SILENT:
         _counter, of_uid, end, of_all, verdict = chain(planned[0], cause)
         assert of_uid.startswith(f"update @said_{cause} {{ meta skuid limit rate 6/minute }} limit rate ") and "log prefix" in of_uid
         assert end == f"meta skuid >= 0 {verdict}", "what has a UID spends the others' budget no more"

@@ -54,7 +54,8 @@ def damage(draw, objects):
 
 def altered(obj: Object) -> Object:
     """The same object by its key, with another value in a field that the key leaves out; itself where there is none."""
-    changed = {"mtu": 1400, "ttl": 9, "up": False, "table": 7} if isinstance(obj, (Vrf, Vxlan)) else {"source": None, "routed": False}
+    link = {"mtu": 1400, "ttl": 9, "up": False, "table": 7, "mac": "02:00:00:00:00:01"}
+    changed = link if isinstance(obj, (Vrf, Vxlan)) else {"source": None, "routed": False}
     known = {field.name for field in fields(obj)}
     other = replace(obj, **{name: value for name, value in changed.items() if name in known and getattr(obj, name) != value})
     return other if other.key == obj.key else obj
@@ -92,7 +93,9 @@ class Model:
 
     def replace(self, obj: Object) -> None:
         assert not needs(obj) - self.devices(), f"{obj.name} on a device that is not there"
-        if isinstance(obj, Vxlan):
+        if isinstance(obj, (Vrf, Vxlan)) and obj.key in self.objects:
+            assert replace(self.objects[obj.key], mac=obj.mac) == obj, f"{obj.name} takes nothing but another MAC address"
+        elif isinstance(obj, Vxlan):
             assert obj.vrf in self.devices(), f"{obj.name} in a VRF that is not there"
             taken = [o for o in self.objects.values() if isinstance(o, Vxlan) and (o.vni, o.port) == (obj.vni, obj.port)]
             assert not taken, "one VNI on one port twice"

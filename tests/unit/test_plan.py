@@ -33,7 +33,7 @@ from uvn.objects import (
     Vxlan,
     merge,
 )
-from uvn.plan import LAST_RESORT, NAT_DEVICE, VRF_MAC, node, user_network
+from uvn.plan import LAST_RESORT, NAT_DEVICE, node, user_network, vrf_mac
 from uvn.underlay import Host, Nic, attach
 
 
@@ -55,7 +55,7 @@ def routes_to(objects, destination):
 
 def test_one_vrf_and_a_vxlan_for_every_underlay_nic(site, host):
     objects = network(site, host)
-    assert objects[0] == Vrf("vrf1234", 100001234, 0x55000000 + 1234, VRF_MAC)
+    assert objects[0] == Vrf("vrf1234", 100001234, 0x55000000 + 1234, "02:55:00:00:04:d2")
     vxlans = [obj for obj in objects if isinstance(obj, Vxlan)]
     assert [(v.device, v.nic, v.port, v.mtu, str(v.local)) for v in vxlans] == [
         ("em1u1234", "em1", 800, 1450, "192.168.80.91"),
@@ -123,6 +123,42 @@ def test_networks_of_users_share_nothing(uids):
         for obj in network(site, Host((Nic("em1", 1500, (ipaddress.ip_interface("192.168.80.1/21"),)),), ()), uid)
     ]
     assert len(keys) == len(set(keys))
+
+
+def nodes_of_one_site():
+    """Two nodes that differ in their addresses only."""
+    for number in (1, 2):
+        nics = (("em1", f"192.168.80.{number}/21"), ("ib0", f"192.168.40.{number}/21"))
+        yield Host(tuple(Nic(name, 1500, (ipaddress.ip_interface(address),)) for name, address in nics), ())
+
+
+@given(st.lists(st.integers(1000, 4194302), min_size=2, max_size=6, unique=True))
+def test_no_two_devices_of_a_node_have_one_mac_address(uids):
+    """VRFs have theirs on every node; VXLANs of one user, which speak to each other, never the same on two."""
+    from conftest import SITE
+    from uvn.site import parse
+
+    site = parse({**SITE, "exempt": {"uids": []}})
+    links = [[obj for uid in uids for obj in network(site, host, uid) if isinstance(obj, (Vrf, Vxlan))] for host in nodes_of_one_site()]
+    for node_links in links:
+        assert len(node_links) == 3 * len(uids) == len({link.mac for link in node_links})
+    assert all((one.mac == other.mac) is isinstance(one, Vrf) for one, other in zip(*links))
+
+
+@given(st.integers(1, 2**32 - 2))
+def test_the_mac_address_of_a_vrf_is_that_of_an_interface_and_has_the_uid(uid):
+    octets = bytes.fromhex(vrf_mac(uid).replace(":", ""))
+    assert octets[0] & 3 == 2, "locally administered, unicast (IEEE 802)"
+    assert int.from_bytes(octets[2:], "big") == uid
+
+
+@pytest.mark.parametrize("kind", [Vrf, Vxlan])
+def test_a_mac_address_is_changed_in_place(site, host, kind):
+    """Users' sockets are bound to the device: one that is made anew would end their connections."""
+    objects = network(site, host)
+    observed = [replace(obj, mac="02:55:56:4e:00:01") if isinstance(obj, kind) else obj for obj in objects]
+    changes = diff(objects, observed)
+    assert changes and {(change.op, type(change.object)) for change in changes} == {("replace", kind)}
 
 
 def test_the_same_plan_twice_differs_in_nothing(site, host):

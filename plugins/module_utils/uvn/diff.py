@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Sequence
 
 from .objects import Address, Chain, Element, Guard, Member, Object, Route, Vrf, Vxlan
@@ -60,9 +60,9 @@ def diff(desired: Sequence[Object], observed: Sequence[Object]) -> list[Change]:
 
 
 def _doomed_links(wanted: dict, there: dict) -> set:
-    """Links to delete: unwanted ones, and those the kernel cannot change (VRF table, VXLAN id and port)."""
+    """Links to delete: unwanted ones, and those the kernel cannot change (VRF table, VXLAN id and port); a MAC address it can."""
     links = {key: obj for key, obj in there.items() if isinstance(obj, (Vrf, Vxlan))}
-    doomed = {key for key, obj in links.items() if wanted.get(key) != obj}
+    doomed = {key for key, obj in links.items() if key not in wanted or replace(obj, mac=wanted[key].mac) != wanted[key]}
     vrfs = {links[key].device for key in doomed if isinstance(links[key], Vrf)}
     return doomed | {key for key, obj in links.items() if isinstance(obj, Vxlan) and obj.vrf in vrfs}
 

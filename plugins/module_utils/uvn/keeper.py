@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import time
 import traceback
@@ -24,6 +25,7 @@ from .errors import UvnError
 from .identity import LINK_GROUP
 from .kernel import socket_index
 from .reconcile import Reconciler
+from .resolved import Resolved
 from .site import PATH, Site, load
 from .store import vouched, withdraw, withdraw_strangers
 from .underlay import Host
@@ -31,6 +33,7 @@ from .underlay import Host
 SETTLE = 0.2  # seconds of quiet after a network event before the node is looked at
 CALM = 60  # seconds without a repair after which nobody is suspected any more of undoing ours
 PATIENCE = 6  # repairs in a row after which the wait between them grows no longer: SETTLE * 2 ** PATIENCE, 13 s
+QUIET = 1  # seconds after a change until systemd-resolved, which learns of devices as we do, is told about them
 SWEEP = 60  # seconds between two looks at who has left
 SILENCE = 30  # seconds after which a directory that has not answered counts as silent
 RETRY = 10  # seconds until what failed as a whole is tried again, as with a site file that cannot be read
@@ -64,6 +67,7 @@ class Keeper:
         self._gone: set[int] = set()  # indices of deleted devices that membership may still have
         self._said: dict[str, str] = {}  # what goes on failing, and the sentence that the journal has of it
         self._sweep_due, self._sweeps = 0.0, 0
+        self._resolved, self._resolved_due = Resolved(), 0.0
         self._seen: dict[int, float] = {}  # when a user's process was seen last
         self._leaving: set[int] = set()  # users whose logins ask again, and whose networks go with the next sweep
         self.events, self.nftables = events.listen(), events.listen_to_nftables()
@@ -163,7 +167,7 @@ class Keeper:
         """Seconds until `work` has something to do."""
         if self._answers:
             return 0.0
-        due = [self._sweep_due, *([self._due] if self._effects else []), *([self._again] if self._failed else [])]
+        due = [self._sweep_due, self._resolved_due, *([self._due] if self._effects else []), *([self._again] if self._failed else [])]
         return max(0.0, min(due) - time.monotonic())
 
     def work(self) -> None:
@@ -177,6 +181,14 @@ class Keeper:
             self.attempt(self._sweep)
         if self._answers:
             self.attempt(self._heed)
+        if now >= self._resolved_due:
+            self._resolved_due = math.inf
+            self.attempt(self._silence)
+
+    def _silence(self) -> None:
+        """The devices of users' networks are none for the name services of the site's links."""
+        with self.in_force() as reconciler:
+            self._resolved.silence(reconciler.kernel.devices("vxlan"))
 
     def attempt(self, action: Callable[[], Any]) -> Any:
         """Run a part of uvnd whose failure must not end it; None when it failed."""
@@ -209,6 +221,7 @@ class Keeper:
         self.alive()
         self._note(events.drain(self.events, self._watcher).without(group))
         events.drain_nftables(self.nftables)
+        self._resolved_due = time.monotonic() + QUIET
 
     def _note(self, effects: events.Effects) -> None:
         if effects.look or effects.touched:

@@ -321,6 +321,8 @@ def _requests(change: Change, index: Index) -> list[bytes]:
     if isinstance(obj, (Vrf, Vxlan, Dummy)):
         if change.op == "create":
             return _create_link(obj, index)
+        if change.op == "replace":  # users' sockets and connections live on
+            return [encode(ifinfmsg, RTM_NEWLINK, SET, [("IFLA_IFNAME", obj.device), ("IFLA_ADDRESS", obj.mac)])]
         which = ("IFLA_GROUP", obj.group) if isinstance(obj, Vrf) else ("IFLA_IFNAME", obj.device)
         return [encode(ifinfmsg, RTM_DELLINK, DELETE, [which])]
     if isinstance(obj, Address):

@@ -23,7 +23,7 @@ from .errors import UvnError
 OBJECT_PATH = f"{bpf.OBJECT_DIR}/membership.bpf.o"
 
 LINKS = {"uvn_membership": "link_membership", "uvn_receive": "link_receive"}  # the programs and the pins of their links
-MAPS = ("uvn_uid", "uvn_config", "uvn_counters", "uvn_strays", "uvn_socket")
+MAPS = ("uvn_uid", "uvn_config", "uvn_counters", "uvn_strays", "uvn_heard", "uvn_socket")
 COUNTERS = ("bound", "exempt", "refused", "audited")  # enum counter
 STRAYS = ("refused", "audited")  # enum stray
 MAX_ENTRIES = 65536  # of uvn_uid
@@ -178,6 +178,10 @@ class Membership:
     def strays(self) -> dict[str, int]:
         """Packets from other networks for sockets that were unbound from their own: refused, audited (let pass)."""
         return self._count("uvn_strays", STRAYS)
+
+    def heard(self) -> dict[str, int]:
+        """Packets that users' networks say to everybody, for sockets that are no user's: refused, audited (let pass)."""
+        return self._count("uvn_heard", STRAYS)
 
     def _count(self, name: str, counters: Sequence[str]) -> dict[str, int]:
         values = bpf.Map(self._path(name), 4, 8 * bpf.cpus())

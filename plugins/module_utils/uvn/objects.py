@@ -263,13 +263,13 @@ class Element(Object):
 
 @dataclass(frozen=True)
 class Program(Object):
-    """The membership programs on the root cgroup and what they decide by; `abstract`: with those for abstract Unix sockets."""
+    """The membership programs on the root cgroup and what they decide by; `hooks`: with those on security hooks."""
 
     kind: ClassVar[str] = "program"
     netns_cookie: int
     min_uid: int
     enforce: bool
-    abstract: bool = False
+    hooks: bool = False
 
     @property
     def key(self):

@@ -35,15 +35,16 @@ from .objects import (
     merge,
 )
 from .site import PROTOCOLS, Opening, Site
-from .underlay import Attachment, Host, attach
+from .underlay import Attachment, Host, attach, mac
 
 SOURCE_PORTS = (512, 1023)  # of the outer packets: an unprivileged program on any host cannot use them
 NAT_DEVICE = "uvn"  # dummy in the default VRF that makes the IPv6 NAT addresses valid as a route's source
 LAST_RESORT = 4278198272  # metric of the unreachable default, as Documentation/networking/vrf.rst proposes
 
-# Connections that ingress lets in, and the MAC address of every VRF, which it sends them to (bpf/ingress.bpf.c).
+# Connections that ingress lets in, and the head of VRFs' MAC addresses, which it sends them to (bpf/ingress.bpf.c).
 INGRESS_MARK = 0x55564E01
-VRF_MAC = "02:55:56:4e:00:01"
+MULTICAST_MARK = 0x55564E02  # what a user's network says to everybody, and to name services: not for system daemons (bpf/membership.bpf.c)
+VRF_MAC = 0x0255
 
 PREFERENCES_INGRESS = (998, 999)
 PREFERENCE_L3MDEV = 1000  # FIB_RULE_PREF of net/core/fib_rules.c for l3mdev
@@ -63,6 +64,7 @@ CAUSES = {  # what the guard counts and drops, each in a chain of its own
     "forged": "a VXLAN frame that no node's kernel made",
     "routed": "a packet to forward that is no reply to a NAT address",
     "crowded": "a user's connection past the user's devices, beyond the number at once or in a second",
+    "multicast": "a system daemon's multicast or broadcast into a user's network",
 }
 SETS = {  # of the guard, by the part of their names before `_`, as nft defines them
     "ports": "typeof udp dport",
@@ -90,9 +92,12 @@ ICMP_ANSWERS = {4: (0, 3, 11), 6: (1, 2, 3, 129)}  # echo replies and errors (RF
 RAW, NAT, FILTER = -300, -150, 0  # priorities of hooks, include/uapi/linux/netfilter_ipv4.h; chains of NAT come after -200
 LOG_RATE = "limit rate 6/minute"  # of a UID; a user has many UIDs in a user namespace, so
 LOG_RATE_ALL = "limit rate 30/minute"
+SILENT = {"multicast"}  # not logged: daemons that speak on every device do it all day
 # New connections of a NAT address: what is closed is not counted against `flows`, and the kernel forgets it at 8 a tick (nf_conncount.c)
 PACE = "limit rate over 500/second burst 500 packets"
 MULTIPORT = 15  # ports in a match, XT_MULTI_PORTS
+TO_ALL = ("ip daddr 224.0.0.0/4", "ip6 daddr ff00::/8", "meta nfproto ipv4 meta l4proto != tcp fib daddr type broadcast")
+NAME_SERVICES = "udp dport { 5353, 5355 }"  # mDNS, LLMNR (RFC 6762, RFC 4795): their daemons believe unicast, too
 
 ANY = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 LOOPBACK = {4: ipaddress.ip_network("127.0.0.0/8"), 6: ipaddress.ip_network("::1/128")}
@@ -102,7 +107,7 @@ def user_network(site: Site, who: Identity, host: Host) -> list[Object]:
     """Everything that makes the network of one user on one node, in the order of creation."""
     attachments = attach(site, host)
     names = _device_names(attachments, who.uid)
-    objects: list[Object] = [Vrf(who.vrf, who.table, who.group, VRF_MAC)]
+    objects: list[Object] = [Vrf(who.vrf, who.table, who.group, vrf_mac(who.uid))]
     objects += [_vxlan(site, who, attachment, name) for attachment, name in zip(attachments, names)]
     objects += _vrf_addresses(who, host, attachments)
     for attachment, (device, _altname) in zip(attachments, names):
@@ -113,6 +118,11 @@ def user_network(site: Site, who: Identity, host: Host) -> list[Object]:
     objects += own_elements(who)
     objects.append(Member(who.uid, who.vrf))
     return objects
+
+
+def vrf_mac(uid: int) -> str:
+    """The MAC address of a user's VRF, the same on all nodes: programs that know devices by it want no two alike on one."""
+    return mac(VRF_MAC << 32 | uid)
 
 
 def own_elements(who: Identity) -> list[Object]:
@@ -126,12 +136,12 @@ def exempt_account(uid: int) -> list[Object]:
 
 
 def node(
-    site: Site, host: Host, netns_cookie: int, exempt: Iterable[int], users: Iterable[Identity] = (), abstract: bool = False
+    site: Site, host: Host, netns_cookie: int, exempt: Iterable[int], users: Iterable[Identity] = (), hooks: bool = False
 ) -> list[Object]:
     """Everything a node needs once, in the order of creation.
 
     `exempt` are UIDs of exempt users and groups; `users` have networks: the guard is never made without what it lets them do;
-    `abstract`: the kernel can keep users apart on abstract Unix sockets.
+    `hooks`: the kernel has security hooks for BPF programs.
     """
     objects: list[Object] = [
         Sysctl("net/ipv4/tcp_l3mdev_accept", "1"),
@@ -153,7 +163,7 @@ def node(
     objects += [
         Member(value, None, length) for first, last in site.exempt.uids for value, length in prefixes(first, last)
     ]
-    objects.append(Program(netns_cookie, site.min_uid, site.enforce, abstract))
+    objects.append(Program(netns_cookie, site.min_uid, site.enforce, hooks))
     return _unique(objects)
 
 
@@ -186,7 +196,7 @@ def _vxlan(site: Site, who: Identity, attachment: Attachment, name: tuple[str, s
         ttl=site.ttl,
         source_ports=SOURCE_PORTS,
         udp_checksum=site.udp_checksum,
-        mac=attachment.mac,
+        mac=attachment.mac(who.uid),
         mtu=attachment.mtu(version),
     )
 
@@ -375,7 +385,7 @@ def _guard(site: Site, router: bool) -> Guard:
         "notrack",
         "udp dport @ports goto forged",
         "meta skuid . meta oifgroup @own accept",
-        system,
+        f"meta skuid < {site.min_uid} goto unicast",
         *_exempt_uids(site, "goto answering"),
         f"{users} goto foreign",
     )
@@ -389,7 +399,7 @@ def _guard(site: Site, router: bool) -> Guard:
         *_answers(site),
         "goto stray",
     )
-    answering = (*(f"{beginning} goto foreign" for beginning in BEGINNINGS), "accept")
+    answering = (*(f"{beginning} goto foreign" for beginning in BEGINNINGS), "goto unicast")
     begun = (  # the first packet of a connection only, as all chains of NAT
         system,
         *_exempt_uids(site, "accept"),
@@ -398,12 +408,15 @@ def _guard(site: Site, router: bool) -> Guard:
         f"{users} add @flows4 {{ ip saddr ct count over {site.flows} }} goto crowded",
         f"{users} add @flows6 {{ ip6 saddr ct count over {site.flows} }} goto crowded",
     )
+    unicast = (*(f"{to_all} goto multicast" for to_all in TO_ALL), "accept")  # to one; what the kernel sends itself has no UID
+    heard = tuple(f"{to_all} meta mark set {MULTICAST_MARK:#x}" for to_all in (*TO_ALL, NAME_SERVICES))
     prerouting = (f"{IN_OURS} notrack accept", "udp dport @ports notrack accept")
     input_ = (
         f"udp dport @ports {IN_OURS} goto forged",
         f"udp dport @ports udp sport != {kernel} goto forged",
         "udp dport @ports ip saddr != @nodes4 goto forged",
         "udp dport @ports ip6 saddr != @nodes6 goto forged",
+        f"{IN_OURS} goto heard",
     )
     forward = (
         "udp dport @ports goto forged",  # the source port of a frame does not tell who made it where root forwards, and NAT keeps it
@@ -415,7 +428,7 @@ def _guard(site: Site, router: bool) -> Guard:
     )
     verdict = "drop" if site.enforce else "accept"
     chains = [(cause, "", _cause(cause, verdict)) for cause in CAUSES]
-    chains += [("inward", "", inward), ("outward", "", outward), ("answering", "", answering)]
+    chains += [("inward", "", inward), ("outward", "", outward), ("answering", "", answering), ("unicast", "", unicast), ("heard", "", heard)]
     chains += [("prerouting", f"filter prerouting {RAW}", prerouting), ("output", f"filter output {RAW}", output)]
     chains += [("input", f"filter input {FILTER}", input_), ("forward", f"filter forward {FILTER}", forward)]
     chains += [("begun", f"nat postrouting {NAT}", begun)]
@@ -424,6 +437,8 @@ def _guard(site: Site, router: bool) -> Guard:
 
 def _cause(cause: str, verdict: str) -> tuple[str, ...]:
     """Count, log and end it. Every UID has a budget of lines, so that nobody hides another's attempts; so have packets without a socket."""
+    if cause in SILENT:
+        return (f"counter name {cause}", verdict)
     log = f"log prefix 'uvn {cause}: ' flags skuid"
     return (
         f"counter name {cause}",
@@ -437,7 +452,7 @@ def _cause(cause: str, verdict: str) -> tuple[str, ...]:
 def _sets(site: Site) -> list[str]:
     """The names of the guard's sets."""
     answers = [f"answers{version}_{number}" for number, _opening in _datagrams(site) for version in (4, 6)]
-    return [*(name for name in SETS if name not in NUMBERED), *(f"said_{cause}" for cause in CAUSES), *answers]
+    return [*(name for name in SETS if name not in NUMBERED), *(f"said_{cause}" for cause in CAUSES if cause not in SILENT), *answers]
 
 
 def _elements(site: Site, host: Host) -> list[Object]:

@@ -12,7 +12,7 @@ import contextlib
 import random
 from typing import Callable, Iterable, Iterator, Sequence
 
-from . import abstract, accounts, guard, nat, plan
+from . import accounts, guard, lsm, nat, plan
 from .diff import Change, diff
 from .errors import NoNetwork, UvnError
 from .identity import LINK_GROUP, Identity, exempt_uid, identify, reply_table, uid_of_index
@@ -44,7 +44,7 @@ class Reconciler:
         self.site = site
         self.kernel = Kernel()
         self.membership = Membership()
-        self.abstract = abstract.Abstract()
+        self.hooks = lsm.Hooks()
         self.guard = guard.Table()
         self.gate = Gate()
         self.store = Store()
@@ -255,7 +255,7 @@ class Reconciler:
             return self._remove_node(check)
         users = [identify(self.site, uid) for uid in self.uids()]
         cookie, exempt = Membership.netns_cookie(), self._exempt()
-        desired = plan.node(self.site, self.kernel.host(), cookie, exempt, users, abstract.possible())
+        desired = plan.node(self.site, self.kernel.host(), cookie, exempt, users, lsm.possible())
         programs = [obj for obj in desired if isinstance(obj, Program)]
         ground = [obj for obj in desired if not isinstance(obj, Program)]
         last = diff(programs, self._program())
@@ -265,8 +265,8 @@ class Reconciler:
         self.store.remember(sysctls(desired))
         self.store.note_exempt(exempt, self._gids)
         self.membership.load(Config(cookie, self.site.min_uid, self.site.enforce))
-        if programs[0].abstract:
-            self.abstract.attach()
+        if programs[0].hooks:
+            self.hooks.attach()
         if not waiting:
             self.membership.attach()
         changes = self._converge(ground, lambda: self._node(ground), check)
@@ -295,7 +295,7 @@ class Reconciler:
         changes = diff([], self._program()) + self._clear(check=True)
         if not check:
             self._apply_ingress([change for change in changes if isinstance(change.object, (Ingress, Classifier))])
-            self.abstract.detach()
+            self.hooks.detach()
             self.membership.detach()
             self._clear(check=False)
             self.store.forget()
@@ -321,7 +321,7 @@ class Reconciler:
         config = self.membership.config()
         if config is None or not self.membership.current():
             return []
-        return [Program(config.netns_cookie, config.min_uid, config.enforce, self.abstract.current())]
+        return [Program(config.netns_cookie, config.min_uid, config.enforce, self.hooks.current())]
 
     # -- both ------------------------------------------------------------------------------------------------------
 

@@ -53,14 +53,19 @@ class Attachment:
         """MTU of a VXLAN over this NIC in bytes, the outer packets being of IP `version`."""
         return self.nic.mtu - VXLAN_OVERHEAD[version]
 
-    @property
-    def mac(self) -> str:
-        """A locally administered MAC address for the VXLANs, made from the NIC's first address.
+    def mac(self, uid: int) -> str:
+        """A locally administered MAC address for the VXLAN of a user, made from the NIC's first address and the UID.
 
-        Set explicitly because udev would else derive it from the machine id, which nodes of one image share.
+        Set explicitly because udev would else derive it from the machine id, which nodes of one image share. The UID is not hashed:
+        two nodes have one MAC for a user when they have one for all, whatever the number of users.
         """
         digest = hashlib.sha256(str(self.addresses[0].ip).encode()).digest()
-        return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))
+        return mac(0x02 << 40 | int.from_bytes(digest[:5], "big") ^ uid)
+
+
+def mac(number: int) -> str:
+    """A MAC address from its 48 bits."""
+    return ":".join(f"{byte:02x}" for byte in number.to_bytes(6, "big"))
 
 
 def attach(site: Site, host: Host) -> Tuple[Attachment, ...]:

@@ -1,9 +1,9 @@
 # Copyright (c) 2026 The UVN authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Abstract Unix sockets: users are kept apart there by BPF programs of the kernel's security hooks (bpf/abstract.bpf.c).
+"""What users are kept from by BPF programs of the kernel's security hooks: odd address families, others' abstract Unix sockets.
 
-They go by the maps of membership.py, which has to be loaded.
+They (bpf/lsm.bpf.c) go by the maps of membership.py, which has to be loaded.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import struct
 
 from . import bpf
 
-OBJECT_PATH = f"{bpf.OBJECT_DIR}/abstract.bpf.o"
-LINKS = {"uvn_connect": "link_connect", "uvn_send": "link_send"}
-MAPS = ("uvn_uid", "uvn_config", "uvn_abstract")
+OBJECT_PATH = f"{bpf.OBJECT_DIR}/lsm.bpf.o"
+LINKS = {"uvn_create": "link_create", "uvn_connect": "link_connect", "uvn_send": "link_send"}
+COUNTED = ("uvn_families", "uvn_abstract")
+MAPS = ("uvn_uid", "uvn_config", *COUNTED)
 COUNTERS = ("refused", "audited")  # enum counter
 ACTIVE = "/sys/kernel/security/lsm"
 BTF = "/sys/kernel/btf/vmlinux"
@@ -30,7 +31,7 @@ def possible() -> bool:
         return False
 
 
-class Abstract:
+class Hooks:
     """The programs on this node. Methods raise UvnError when the kernel or libbpf refuses."""
 
     def __init__(self, pin_dir: str = bpf.PIN_DIR, object_path: str = OBJECT_PATH) -> None:
@@ -56,10 +57,18 @@ class Abstract:
         """Take the programs down."""
         for link in self._links.values():
             bpf.unpin(link.path)  # the kernel detaches with the last reference
-        bpf.unpin(os.path.join(self.pin_dir, "uvn_abstract"))
+        for name in COUNTED:
+            bpf.unpin(os.path.join(self.pin_dir, name))
 
-    def counters(self) -> dict[str, int]:
-        """Connections and datagrams between users over abstract sockets: refused, audited (let pass)."""
-        values = bpf.Map(os.path.join(self.pin_dir, "uvn_abstract"), 4, 8 * bpf.cpus())
+    def status(self) -> dict[str, dict[str, int]]:
+        """By `families` and `abstract`: whether the programs are `attached`, and what they refused and audited (let pass).
+
+        `families` counts sockets, `abstract` connections and datagrams between users.
+        """
+        attached = self.current()
+        return {name[len("uvn_") :]: {"attached": attached, **self._counters(name)} for name in COUNTED}
+
+    def _counters(self, name: str) -> dict[str, int]:
+        values = bpf.Map(os.path.join(self.pin_dir, name), 4, 8 * bpf.cpus())
         found = [values.get(struct.pack("=I", number)) or b"" for number in range(len(COUNTERS))]
         return {counter: sum(struct.unpack(f"={len(value) // 8}Q", value)) for counter, value in zip(COUNTERS, found)}
