@@ -134,7 +134,7 @@ def fight(keeping, rounds, pause):
 def test_a_program_that_undoes_our_work_is_reported_once_with_what_it_undoes(keeping):
     fight(keeping, 3 * keeper.PATIENCE, pause=0)
     (line,) = [line for line in keeping.said if line.startswith("another program")]
-    assert line == f"another program undoes what uvnd does, 6 times in a row by now: (name unknown) uid={ALICE}: 1 change: mended"
+    assert line == f"another program undoes what uvnd does, 6 times in a row by now: {keeper.label(ALICE)}: 1 change: mended"
 
 
 def test_nobody_is_suspected_for_what_was_long_ago(keeping):
@@ -149,7 +149,7 @@ def test_nobody_is_suspected_for_what_was_long_ago(keeping):
 def test_one_change_is_one_change(keeping):
     damage(keeping, ALICE)
     keeping.work(seconds=1)
-    assert keeping.said[0] == f"follow (name unknown) uid={ALICE}: 1 change: mended"
+    assert keeping.said[0] == f"follow {keeper.label(ALICE)}: 1 change: mended"
     assert keeper.counted([1, 2]) == "2 changes"
 
 
