@@ -122,9 +122,10 @@ def _remove(arguments: argparse.Namespace) -> int:
 def _node(arguments: argparse.Namespace) -> int:
     from .reconcile import Reconciler
 
-    with Reconciler.open(arguments.site) as reconciler:
-        if arguments.action != "remove":
-            reconciler.consult()
+    reconciler = Reconciler.open(arguments.site)
+    if arguments.action != "remove":
+        reconciler.consult()
+    with reconciler:
         changes = reconciler.node(present=arguments.action != "remove", check=arguments.action == "show")
     for change in changes:
         print(f"{'would ' if arguments.action == 'show' else ''}{change}")

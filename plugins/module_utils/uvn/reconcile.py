@@ -57,7 +57,7 @@ class Reconciler:
 
     @classmethod
     def open(cls, site_path: str = PATH) -> Reconciler:
-        """Load the site and take the lock, waiting for whoever has it."""
+        """Load the site; as a context manager it takes the lock, waiting for whoever has it."""
         return cls(load(site_path))
 
     @property
@@ -113,7 +113,7 @@ class Reconciler:
         inquiry.begin(self.site, known | set(random.sample(others, min(len(others), STRANGERS))), vouched())
 
     def consult(self) -> None:
-        """Ask the directory and wait for it, but not for long; uvnd does not."""
+        """Ask the directory and wait for it, but not for long, and before the lock is taken, for which uvnd would wait."""
         inquiry = accounts.Inquiry()
         self.begin(inquiry)
         answers = inquiry.take(PATIENCE)
