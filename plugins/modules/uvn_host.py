@@ -104,9 +104,7 @@ def main() -> None:
         config = module.params["config"]
         site = load(module.params["site"]) if config is None else parse(config)
         present = module.params["state"] == "present"
-        with Reconciler.open(site) as reconciler:
-            if present:
-                reconciler.consult()
+        with Reconciler.open(site, consult=present) as reconciler:
             changes = reconciler.node(present, check=module.check_mode)
     except UvnError as error:
         module.fail_json(msg=str(error))

@@ -159,13 +159,15 @@ def reconciler(monkeypatch):
         def __init__(self, site):
             self.site = site
 
-        @classmethod
-        def open(cls, site):
-            return cls(site)
+        open = uvn_host.Reconciler.__dict__["open"]  # the real one
+
+        def close(self):
+            pass
 
         def __enter__(self):
             if self.error:
                 raise self.error
+            self.calls.append("locked")
             return self
 
         def __exit__(self, *_exc):
@@ -189,13 +191,13 @@ def test_the_node_is_reconciled_with_the_file(run, reconciler, tmp_path, state, 
     path = tmp_path / "site.json"
     path.write_text(json.dumps(SITE))
     result = run(uvn_host, check=check, state=state, site=str(path))
-    assert reconciler.calls == [*(["consulted"] if state == "present" else []), (800, state == "present", check)]
+    assert reconciler.calls == [*(["consulted"] if state == "present" else []), "locked", (800, state == "present", check)]
     assert result["changed"] and result["changes"] == [MADE]
 
 
 def test_a_configuration_goes_before_the_file(run, reconciler):
     run(uvn_host, config=SITE, site="/nonexistent")
-    assert reconciler.calls == ["consulted", (800, True, False)]
+    assert reconciler.calls == ["consulted", "locked", (800, True, False)]
 
 
 @pytest.mark.parametrize(

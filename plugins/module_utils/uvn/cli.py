@@ -136,9 +136,7 @@ def _site(arguments: argparse.Namespace) -> int:
 def _node(arguments: argparse.Namespace) -> int:
     from .reconcile import Reconciler
 
-    with Reconciler.open(load(arguments.site)) as reconciler:
-        if arguments.action != "remove":
-            reconciler.consult()
+    with Reconciler.open(load(arguments.site), consult=arguments.action != "remove") as reconciler:
         changes = reconciler.node(present=arguments.action != "remove", check=arguments.action == "show")
     for change in changes:
         print(f"{'would ' if arguments.action == 'show' else ''}{change}")

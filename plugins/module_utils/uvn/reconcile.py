@@ -59,10 +59,13 @@ class Reconciler:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, site: Site) -> Iterator[Reconciler]:
-        """One for the length of a `with`: takes the lock, waiting for whoever has it, and closes all at the end."""
-        with contextlib.closing(cls(site)) as reconciler, reconciler:
-            yield reconciler
+    def open(cls, site: Site, consult: bool = False) -> Iterator[Reconciler]:
+        """One for the length of a `with`: asks the directory if it is to, takes the lock, waiting for whoever has it, and closes all at the end."""
+        with contextlib.closing(cls(site)) as reconciler:
+            if consult:
+                reconciler.consult()
+            with reconciler:
+                yield reconciler
 
     def close(self) -> None:
         """Close the sockets to the kernel."""
@@ -120,7 +123,7 @@ class Reconciler:
         inquiry.begin(self.site, known | set(random.sample(others, min(len(others), STRANGERS))), vouched())
 
     def consult(self) -> None:
-        """Ask the directory and wait for it, but not for long; uvnd does not."""
+        """Ask the directory and wait for it, but not for long, and before the lock is taken, for which uvnd would wait."""
         inquiry = accounts.Inquiry()
         self.begin(inquiry, accounts.real_uids())
         answers = inquiry.take(DIRECTORY_WAIT)
