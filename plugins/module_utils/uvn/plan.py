@@ -399,11 +399,11 @@ def _guard(site: Site, router: bool) -> Guard:
         f"{users} add @flows6 {{ ip6 saddr ct count over {site.flows} }} goto crowded",
     )
     prerouting = (f"{IN_OURS} notrack accept", "udp dport @ports notrack accept")
-    input_ = (
-        f"udp dport @ports {IN_OURS} goto forged",
-        f"udp dport @ports udp sport != {kernel} goto forged",
-        "udp dport @ports ip saddr != @nodes4 goto forged",
-        "udp dport @ports ip6 saddr != @nodes6 goto forged",
+    frames = (
+        f"{IN_OURS} goto forged",
+        f"udp sport != {kernel} goto forged",
+        "ip saddr != @nodes4 goto forged",
+        "ip6 saddr != @nodes6 goto forged",
     )
     forward = (
         "udp dport @ports goto forged",  # the source port of a frame does not tell who made it where root forwards, and NAT keeps it
@@ -415,9 +415,9 @@ def _guard(site: Site, router: bool) -> Guard:
     )
     verdict = "drop" if site.enforce else "accept"
     chains = [(cause, "", _cause(cause, verdict)) for cause in CAUSES]
-    chains += [("inward", "", inward), ("outward", "", outward), ("answering", "", answering)]
+    chains += [("inward", "", inward), ("outward", "", outward), ("answering", "", answering), ("frames", "", frames)]
     chains += [("prerouting", f"filter prerouting {RAW}", prerouting), ("output", f"filter output {RAW}", output)]
-    chains += [("input", f"filter input {FILTER}", input_), ("forward", f"filter forward {FILTER}", forward)]
+    chains += [("input", f"filter input {FILTER}", ("udp dport @ports goto frames",)), ("forward", f"filter forward {FILTER}", forward)]
     chains += [("begun", f"nat postrouting {NAT}", begun)]
     return Guard(counters=tuple(sorted(CAUSES)), sets=tuple(sorted(_sets(site))), chains=tuple(sorted(chains)))
 
