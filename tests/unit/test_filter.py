@@ -22,7 +22,7 @@ OURS = "pam_exec.so type=open_session seteuid quiet stdout /usr/lib/uvn/uvn-logi
 
 def test_missing_keys_get_their_defaults():
     result = site(SITE)
-    assert result["underlays"][1] == {"subnets": ["192.168.40.0/21", "fd00:40::/64"], "port": 801, "direct": []}
+    assert result["underlays"][1] == {"subnets": ["192.168.40.0/21", "fd00:40::/64"], "port": 801, "direct": [], "nodes": []}
     assert (result["version"], result["min_uid"], result["group"]) == (1, 1000, "239.192.193.194")
 
 
