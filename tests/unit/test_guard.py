@@ -186,9 +186,12 @@ def test_nobody_forwards_frames(host):
 
 
 def test_frames_come_from_nodes(host):
-    assert chain(guard_of(host), "input")[-3:-1] == (
-        "udp dport @ports ip saddr != @nodes4 goto forged",
-        "udp dport @ports ip6 saddr != @nodes6 goto forged",
+    assert chain(guard_of(host), "input")[0] == "udp dport @ports goto frames"
+    assert chain(guard_of(host), "frames") == (
+        "meta iifgroup & 0xff000000 == 0x55000000 goto forged",
+        "udp sport != 512-1023 goto forged",
+        "ip saddr != @nodes4 goto forged",
+        "ip6 saddr != @nodes6 goto forged",
     )
 
 

@@ -411,13 +411,13 @@ def _guard(site: Site, router: bool) -> Guard:
     unicast = (*(f"{to_all} goto multicast" for to_all in TO_ALL), "accept")  # to one; what the kernel sends itself has no UID
     heard = tuple(f"{to_all} meta mark set {MULTICAST_MARK:#x}" for to_all in (*TO_ALL, NAME_SERVICES))
     prerouting = (f"{IN_OURS} notrack accept", "udp dport @ports notrack accept")
-    input_ = (
-        f"udp dport @ports {IN_OURS} goto forged",
-        f"udp dport @ports udp sport != {kernel} goto forged",
-        "udp dport @ports ip saddr != @nodes4 goto forged",
-        "udp dport @ports ip6 saddr != @nodes6 goto forged",
-        f"{IN_OURS} goto heard",
+    frames = (
+        f"{IN_OURS} goto forged",
+        f"udp sport != {kernel} goto forged",
+        "ip saddr != @nodes4 goto forged",
+        "ip6 saddr != @nodes6 goto forged",
     )
+    input_ = ("udp dport @ports goto frames", f"{IN_OURS} goto heard")
     forward = (
         "udp dport @ports goto forged",  # the source port of a frame does not tell who made it where root forwards, and NAT keeps it
         f"{OUT_OURS} ip daddr {site.nat4} ct state established,related accept",
@@ -428,7 +428,8 @@ def _guard(site: Site, router: bool) -> Guard:
     )
     verdict = "drop" if site.enforce else "accept"
     chains = [(cause, "", _cause(cause, verdict)) for cause in CAUSES]
-    chains += [("inward", "", inward), ("outward", "", outward), ("answering", "", answering), ("unicast", "", unicast), ("heard", "", heard)]
+    chains += [("inward", "", inward), ("outward", "", outward), ("answering", "", answering), ("frames", "", frames)]
+    chains += [("unicast", "", unicast), ("heard", "", heard)]
     chains += [("prerouting", f"filter prerouting {RAW}", prerouting), ("output", f"filter output {RAW}", output)]
     chains += [("input", f"filter input {FILTER}", input_), ("forward", f"filter forward {FILTER}", forward)]
     chains += [("begun", f"nat postrouting {NAT}", begun)]
