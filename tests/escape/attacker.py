@@ -30,7 +30,7 @@ OFFNET = ("198.51.100.10", 8080)
 TCP, UDP, UDPLITE, SCTP, MPTCP, SMC, VSOCK, EAVESDROP = 5601, 5602, 5603, 5604, 5605, 5606, 5607, 5699
 ABSTRACT = "\0uvn-escape"
 FDB_MAC, ARP_MAC = "02:00:00:00:00:67", "02:00:00:00:00:68"
-IPPROTO_MPTCP, IPPROTO_UDPLITE, AF_SMC, AF_KCM = 262, 136, 43, 41
+IPPROTO_MPTCP, IPPROTO_UDPLITE, IPPROTO_L2TP, NETLINK_USERSOCK, AF_SMC, AF_KCM = 262, 136, 115, 2, 43, 41
 IP_PKTINFO, IP_FREEBIND, IP_TRANSPARENT, IP_UNICAST_IF = 8, 15, 19, 50
 IPV6_FREEBIND, IPV6_PKTINFO, SO_BINDTOIFINDEX = 78, 50, 62
 WAIT = 1.5  # seconds for an answer
@@ -216,8 +216,8 @@ def smc() -> str:
     return os.read(sock, 200).decode()
 
 
-def created(family: int, kind: int) -> str:
-    sock = libc.socket(family, kind, 0)
+def created(family: int, kind: int, protocol: int = 0) -> str:
+    sock = libc.socket(family, kind, protocol)
     if sock < 0:
         raise OSError(ctypes.get_errno(), f"address family {family}")
     return "secret"
@@ -427,6 +427,8 @@ PROGRAMS = {
     "AF_SMC": smc,
     "AF_VSOCK": lambda: talk(socket.socket(socket.AF_VSOCK, STREAM), (1, VSOCK)),
     "AF_KCM": lambda: created(AF_KCM, DGRAM),
+    "NETLINK_USERSOCK": lambda: created(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_USERSOCK),
+    "L2TP over IP": lambda: created(socket.AF_INET, DGRAM, IPPROTO_L2TP),
     "abstract Unix socket": lambda: talk(socket.socket(socket.AF_UNIX), ABSTRACT),
     "packet socket in a user namespace": lambda: in_user_namespace("socket.socket(17, 3, 768)"),
     "raw socket in a user namespace": lambda: in_user_namespace("socket.socket(2, 3, 1)"),

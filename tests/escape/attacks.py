@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 PARTS = {
     "membership": "the BPF program that binds sockets",
-    "guard": "the nftables table, the BPF programs for packets that come in and for Unix sockets, MPTCP and address families off",
+    "guard": "the nftables table, the BPF programs for packets that come in and on security hooks, MPTCP and address families off",
     "kernel": "the kernel itself, whatever UVN does",
     "permissions": "file permissions",
 }
@@ -92,6 +92,8 @@ ATTACKS = (
     Attack("AF_SMC", "guard", needs="smc"),
     Attack("AF_VSOCK", "guard", needs="vsock"),
     Attack("AF_KCM", "guard"),
+    Attack("NETLINK_USERSOCK", "guard", needs="lsm"),
+    Attack("L2TP over IP", "guard", needs="lsm"),
     Attack("abstract Unix socket", "guard", needs="lsm"),
     Attack("packet socket in a user namespace", "kernel"),
     Attack("raw socket in a user namespace", "kernel"),
