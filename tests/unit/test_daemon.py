@@ -61,7 +61,7 @@ def test_a_reply_that_cannot_be_sent_is_the_end_of_one_connection(monkeypatch):
     uvnd = Uvnd()
     uvnd.client()
     daemon._serve_waiting(Faulty(), uvnd.listener)
-    assert said[0].startswith("request dropped: ")
+    assert "TypeError" in said[0]
 
 
 @pytest.fixture(params=["file", "abstract"])

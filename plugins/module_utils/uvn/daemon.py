@@ -18,6 +18,7 @@ import os
 import select
 import socket
 import time
+import traceback
 
 from .client import SOCKET
 from .keeper import Keeper, log
@@ -102,8 +103,10 @@ def _serve(service: Service, listener: socket.socket) -> None:
             if not isinstance(message, dict):
                 raise ValueError("not a JSON object")
             connection.sendall(json.dumps(service.handle(message)).encode() + b"\n")
-        except Exception as error:  # whatever it is, the others wait
+        except (OSError, ValueError, RecursionError) as error:
             log(f"request dropped: {error}", error=True)
+        except Exception:  # a fault of ours, and others wait
+            log(f"request failed: {traceback.format_exc()}", error=True)
 
 
 def line(connection: socket.socket) -> bytes:
