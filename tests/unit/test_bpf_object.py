@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = ROOT / "roles" / "uvn_node" / "files"
 OBJECTS = {
     "membership.bpf.o": (membership.LINKS, membership.MAPS),
+    "sockets.bpf.o": (membership.STAY_LINKS, membership.STAY_MAPS),
     "abstract.bpf.o": (abstract.LINKS, abstract.MAPS),
     "ingress.bpf.o": ((ingress.CLASSIFIER, *ingress.PROGRAMS), (*ingress.SHARED, *ingress.MAPS)),
 }

@@ -3,9 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Membership: which UID's sockets the kernel binds to which VRF, or refuses.
 
-A BPF program on the root cgroup decides at every socket(), another one keeps packets of other networks from sockets that were
-unbound since (bpf/membership.bpf.c). Their links and maps are pinned, so they outlive the process that made them; every method
-asks the kernel anew (bpf.py).
+A BPF program on the root cgroup decides at every socket(), others keep the socket there (bpf/membership.bpf.c, bpf/sockets.bpf.c).
+Their links and maps are pinned, so they outlive the process that made them; every method asks the kernel anew (bpf.py).
 """
 
 from __future__ import annotations
@@ -22,10 +21,17 @@ from .errors import UvnError
 
 OBJECT_PATH = f"{bpf.OBJECT_DIR}/membership.bpf.o"
 
-LINKS = {"uvn_membership": "link_membership", "uvn_receive": "link_receive"}  # the programs and the pins of their links
-MAPS = ("uvn_uid", "uvn_config", "uvn_counters", "uvn_strays", "uvn_socket")
+STAY_PATH = f"{bpf.OBJECT_DIR}/sockets.bpf.o"
+
+_CGROUP = ("membership", "receive", "stay_option", "stay_bind4", "stay_bind6", "stay_conn4", "stay_conn6")
+_HOOKS = ("lsm_option", "lsm_bind", "lsm_connect", "lsm_send")
+LINKS = {f"uvn_{name}": f"link_{name}" for name in _CGROUP}  # the programs and the pins of their links
+STAY_LINKS = {f"uvn_{name}": f"link_{name}" for name in _HOOKS}
+MAPS = ("uvn_uid", "uvn_config", "uvn_counters", "uvn_strays", "uvn_socket", "uvn_moves")
+STAY_MAPS = ("uvn_uid", "uvn_config", "uvn_socket", "uvn_moves", "uvn_use")
 COUNTERS = ("bound", "exempt", "refused", "audited")  # enum counter
 STRAYS = ("refused", "audited")  # enum stray
+MOVES = ("refused", "audited")  # enum move
 MAX_ENTRIES = 65536  # of uvn_uid
 EXEMPT = 0  # in place of an ifindex
 
@@ -43,7 +49,8 @@ class Config:
     ----------
     netns_cookie: the one network namespace that is managed; sockets of all others are left alone.
     min_uid: smallest managed UID; those below it, and always root, are left alone.
-    enforce: refuse (EPERM) a managed UID without an entry, drop what a socket gets from another network than its own; False only counts.
+    enforce: refuse (EPERM) a managed UID without an entry and what would take a socket out of its network, drop what a socket gets from
+        another network than its own; False only counts.
     """
 
     netns_cookie: int
@@ -179,6 +186,10 @@ class Membership:
         """Packets from other networks for sockets that were unbound from their own: refused, audited (let pass)."""
         return self._count("uvn_strays", STRAYS)
 
+    def moves(self) -> dict[str, int]:
+        """Calls that would have taken a socket out of the network it was made for: refused, audited (let pass)."""
+        return self._count("uvn_moves", MOVES)
+
     def _count(self, name: str, counters: Sequence[str]) -> dict[str, int]:
         values = bpf.Map(self._path(name), 4, 8 * bpf.cpus())
         found = [values.get(struct.pack("=I", number)) or b"" for number in range(len(counters))]
@@ -206,6 +217,38 @@ class Membership:
             return False
         self._config.set(bytes(4), _CONFIG.pack(config.netns_cookie, config.min_uid, config.enforce))
         return True
+
+
+class Stay:
+    """The programs that keep a socket in its network where cgroups have none, for kernels with BPF among their active security modules.
+
+    Parameters as of `Membership`, which is loaded before and detached after. Methods raise UvnError when the kernel or libbpf refuses.
+    """
+
+    def __init__(self, pin_dir: str = bpf.PIN_DIR, object_path: str = STAY_PATH) -> None:
+        self.pin_dir = pin_dir
+        self.object_path = object_path
+        self._links = {program: bpf.Link(os.path.join(pin_dir, link)) for program, link in STAY_LINKS.items()}
+
+    def current(self) -> bool:
+        """Whether the attached programs are those of the object file, on the pinned maps. Changes nothing."""
+        if not all(os.path.exists(link.path) for link in self._links.values()):
+            return False
+        with bpf.loaded(self.object_path, self.pin_dir, STAY_MAPS) as program:
+            return all(link.runs(program(name)) for name, link in self._links.items())
+
+    def attach(self) -> None:
+        """Attach the programs, in the place of others of ours."""
+        with bpf.loaded(self.object_path, self.pin_dir, STAY_MAPS) as program:
+            for name, link in self._links.items():
+                if not link.runs(program(name)):
+                    link.attach_lsm(program(name))
+
+    def detach(self) -> None:
+        """Take the programs down."""
+        for link in self._links.values():
+            bpf.unpin(link.path)  # the kernel detaches with the last reference
+        bpf.unpin(os.path.join(self.pin_dir, "uvn_use"))
 
 
 def _key(uid: int, prefixlen: int) -> bytes:

@@ -19,7 +19,7 @@ from .errors import NoNetwork, UvnError
 from .identity import LINK_GROUP, Identity, exempt_uid, identify, reply_table, uid_of_index
 from .ingress import Gate
 from .kernel import Kernel, index_name, socket_index, sysctls
-from .membership import EXEMPT, Config, Membership
+from .membership import EXEMPT, Config, Membership, Stay
 from .objects import TABLE_LOCAL, Chain, Classifier, Element, Guard, Ingress, Member, Object, Program, Rule, Vrf, Vxlan
 from .site import PATH, Site, load
 from .store import RUN, Store, vouch, vouched, withdraw
@@ -40,6 +40,7 @@ class Reconciler:
         self.site = site
         self.kernel = Kernel()
         self.membership = Membership()
+        self.stay = Stay()
         self.abstract = abstract.Abstract()
         self.guard = guard.Table()
         self.gate = Gate()
@@ -201,6 +202,7 @@ class Reconciler:
         self.store.remember(sysctls(desired))
         self.membership.load(Config(cookie, self.site.min_uid, self.site.enforce))
         if programs[0].abstract:
+            self.stay.attach()
             self.abstract.attach()
         if not waiting:
             self.membership.attach()
@@ -232,6 +234,7 @@ class Reconciler:
         changes = diff([], self._program()) + self._clear(check=True)
         if not check:
             self._apply_ingress([change for change in changes if isinstance(change.object, (Ingress, Classifier))])
+            self.stay.detach()
             self.abstract.detach()
             self.membership.detach()
             self._clear(check=False)
@@ -258,7 +261,7 @@ class Reconciler:
         config = self.membership.config()
         if config is None or not self.membership.current():
             return []
-        return [Program(config.netns_cookie, config.min_uid, config.enforce, self.abstract.current())]
+        return [Program(config.netns_cookie, config.min_uid, config.enforce, self.stay.current() and self.abstract.current())]
 
     # -- both ------------------------------------------------------------------------------------------------------
 
