@@ -7,7 +7,8 @@
  * setsockopt: as there. Programs on the cgroup are not asked for a 32-bit caller's (__sys_setsockopt).
  * connect:    to AF_UNSPEC, which clears the device, is for UDP sockets whose port is not their own choice: with the device goes that port.
  * bind:       an address of link scope is refused; so is a chosen port after connect() to AF_UNSPEC. Of two threads, one is first.
- * sendmsg:    a socket without its device is refused, before the kernel gives it a port among all networks (inet_autobind).
+ * sendmsg:    a socket without its device is refused, before the kernel gives it a port among all networks (inet_autobind). So is a message
+ *             that may name a device, from a socket that a program of set-UID root opened for a user: the guard takes it for root's.
  *
  * Structures are read by the offsets of the kernel that runs (CO-RE).
  */
@@ -39,13 +40,22 @@ struct {
 struct sock_common {
 	int skc_bound_dev_if;
 };
+typedef struct {
+	__u32 val;
+} kuid_t;
 struct sock {
 	struct sock_common __sk_common;
+	kuid_t sk_uid;
 	__u16 sk_type;
 	__u16 sk_protocol;
 };
 struct socket {
 	struct sock *sk;
+};
+struct msghdr {
+	void *msg_name;
+	int msg_namelen;
+	unsigned long msg_controllen;
 };
 #pragma clang attribute pop
 
@@ -69,6 +79,27 @@ static __always_inline int used(struct sock *sock, __u32 use)
 		return 0;
 	before = __sync_val_compare_and_swap(known, FRESH, use);
 	return before == FRESH || before == use;
+}
+
+/* Whether a message may name a device, in a control message or as a scope id. */
+static __always_inline int names_device(struct msghdr *message)
+{
+	struct sockaddr_in6 address = {};
+
+	if (message->msg_controllen)
+		return 1;
+	if (message->msg_namelen < (int)sizeof(address))
+		return 0;
+	bpf_probe_read_kernel(&address, sizeof(address), message->msg_name);
+	return address.sin6_family == INET6 && address.sin6_scope_id;
+}
+
+static __always_inline int opened_by_system(struct sock *sock)
+{
+	__u32 zero = 0;
+	struct config *config = bpf_map_lookup_elem(&uvn_config, &zero);
+
+	return config && sock->sk_uid.val < config->min_uid;
 }
 
 /* The arguments of a hook, and after them what another program decided. */
@@ -122,7 +153,9 @@ int uvn_lsm_send(__u64 *arguments)
 
 	if (arguments[3])
 		return (int)arguments[3];
-	return sock && !sock->__sk_common.skc_bound_dev_if && home(sock) ? moves() : 0;
+	if (!sock || (sock->__sk_common.skc_bound_dev_if && (!names_device((struct msghdr *)arguments[1]) || !opened_by_system(sock))))
+		return 0;
+	return home(sock) ? moves() : 0;
 }
 
 char _license[] SEC("license") = "GPL";

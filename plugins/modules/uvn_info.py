@@ -58,6 +58,12 @@ node:
       description: How many sockets the membership program bound, refused and let pass since it was loaded.
       type: dict
       returned: always
+    moves:
+      description:
+        - How many calls that would have taken a user's socket out of its network were refused and let pass.
+        - RV(node.moves.kept) says whether the programs for all such calls are attached, which takes BPF among the kernel's security modules.
+      type: dict
+      returned: always
     guard:
       description: Packets by cause that were dropped, or would have been, since the guard was made.
       type: dict

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import itertools
 import json
 import mmap
 import os
@@ -28,7 +27,6 @@ from test_membership import (  # noqa: F401
     OTHER_DEVICE,
     SO_BINDTODEVICE,
     SO_BINDTOIFINDEX,
-    as_user,
     attached_programs,
     become,
     bound_device,
@@ -49,8 +47,9 @@ INET, INET6, UDP, TCP = socket.AF_INET, socket.AF_INET6, socket.SOCK_DGRAM, sock
 LOCAL = {INET: "127.0.0.1", INET6: "::1"}
 ANY = {INET: "0.0.0.0", INET6: "::"}
 UNSPEC = bytes(16)  # struct sockaddr of family AF_UNSPEC
-IP_RECVERR, IPV6_RECVERR, IPV6_FREEBIND = 11, 25, 78
+IP_PKTINFO, IP_RECVERR, IPV6_RECVERR, IPV6_FREEBIND = 8, 11, 25, 78
 PORT, SERVER = 6001, 6002
+WAIT = 3  # seconds for a datagram
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -66,9 +65,10 @@ def loopbacks(netns):  # noqa: F811
         ip("link", "set", device, "up")
         ip("address", "add", "127.0.0.1/8", "dev", device)
         ip("address", "add", "::1/128", "dev", device, "nodad")
-    for name in ("udp_l3mdev_accept", "tcp_l3mdev_accept"):
-        pathlib.Path("/proc/sys/net/ipv4", name).write_text("1")
-    pathlib.Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 2147483647")
+    settings = {"ipv4/udp_l3mdev_accept": "1", "ipv4/tcp_l3mdev_accept": "1", "ipv4/ping_group_range": "0 2147483647"}
+    settings |= {"ipv4/icmp_ratelimit": "0", "ipv6/icmp/ratelimit": "0"}  # errors over a VRF are rationed
+    for name, value in settings.items():
+        pathlib.Path("/proc/sys/net", name).write_text(value)
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ SOCKETS = {}
 
 def make(name, family, kind, protocol=0):
     SOCKETS[name] = sock = socket.socket(family, kind, protocol)
-    sock.settimeout(2)
+    sock.settimeout(WAIT)
     sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
     if family == INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
@@ -224,12 +224,19 @@ def receive(name):
     return SOCKETS[name].recv(2000).decode()
 
 
+def send_by(name, text, index, *address):
+    about = struct.pack("=I8x", index)
+    return SOCKETS[name].sendmsg([text.encode()], [(socket.IPPROTO_IP, IP_PKTINFO, about)], 0, tuple(address))
+
+
 def error_queue(name):
     """The datagrams that errors were told of."""
     found = []
+    SOCKETS[name].setblocking(False)
     with contextlib.suppress(BlockingIOError):
         while True:
-            found.append(SOCKETS[name].recvmsg(2000, 1000, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)[0].decode())
+            found.append(SOCKETS[name].recvmsg(2000, 1000, socket.MSG_ERRQUEUE)[0].decode())
+    SOCKETS[name].settimeout(WAIT)
     return found
 
 
@@ -241,15 +248,28 @@ def port_of(name):
     return SOCKETS[name].getsockname()[1]
 
 
-def close(name):
-    SOCKETS.pop(name).close()
+def no_freebind(name):
+    SOCKETS[name].setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 0)
+
+
+def move_in(port, index):
+    """A socket more, with a port of bob's, into his VRF; the outcomes."""
+    outcomes = []
+    SOCKETS[port] = socket.socket(INET, UDP)
+    SOCKETS[port].bind((ANY[INET], port))
+    for move in (lambda: dissolve(port), lambda: rebind_by_index(port, index)):
+        try:
+            outcomes.append(move())
+        except OSError as error:
+            outcomes.append(errno.errorcode[error.errno])
+    return outcomes
 
 
 ACTIONS = {
     action.__name__: action
     for action in (
         make, bind, connect, dissolve, rebind, rebind_by_index, rebind_32, large_option, send, send_to, receive, error_queue, device,
-        port_of, close,
+        port_of, no_freebind, move_in, send_by,
     )
 }  # fmt: skip
 
@@ -317,11 +337,11 @@ def test_an_error_is_told_to_the_sender_only(stay, alice, bob, family, way):
     assert stay.moves()["refused"] == 2
 
 
-# deafness
+# datagrams that do not arrive
 
 
-def listening(bob, family):
-    """A listener of bob's, and a client of his that is connected to it from a port of its own choice."""
+def conversation(bob, family):
+    """bob's listener, and a client of his that is connected to it, with ports of their own choice."""
     bob(make, "listener", family, UDP)
     bob(bind, "listener", ANY[family], PORT)
     bob(make, "client", family, UDP)
@@ -329,21 +349,252 @@ def listening(bob, family):
     bob(connect, "client", LOCAL[family], PORT)
 
 
-def heard(bob):
+def heard(bob, family):
     """What arrives of bob's questions at his listener, and of the answers at his client."""
     arrived = []
-    for question, answer in (("1?", "1!"), ("2?", "2!"), ("3?", "3!")):
-        bob(send, "client", question)
+    for number in range(3):
+        bob(send, "client", f"question {number}")
         arrived.append(bob(receive, "listener"))
-        bob(send_to, "listener", answer, *LISTENER_OF[bob(port_of, "client")])
+        bob(send_to, "listener", f"answer {number}", LOCAL[family], SERVER)
         arrived.append(bob(receive, "client"))
     return arrived
 
 
-LISTENER_OF = {}
-ALL = ["1?", "1!", "2?", "2!", "3?", "3!"]
+ALL = [f"{what} {number}" for number in range(3) for what in ("question", "answer")]
 
 
-def unbound_with_peer(alice, name):
-    """No device at all, and bob's peer: the kernel prefers it to bob's socket without a peer."""
-    return alice(connect, name, LOCAL[INET], SERVER)
+def nowhere(_alice, _name):
+    """No device at all: with bob's peer the kernel prefers it to bob's socket without one."""
+    return ""
+
+
+@FAMILIES
+@pytest.mark.parametrize("way", [*WAYS, nowhere])
+def test_without_the_programs_a_listener_goes_deaf(users, alice, bob, family, way):
+    conversation(bob, family)
+    assert copy_of_bobs(alice, family, PORT, way, (LOCAL[family], SERVER)) == ["", "", "", ""]
+    bob(send, "client", "question")
+    assert bob(receive, "listener") == "timed out"
+
+
+@FAMILIES
+def test_without_the_programs_a_client_goes_deaf(users, alice, bob, family):
+    conversation(bob, family)
+    assert copy_of_bobs(alice, family, SERVER, by_name, (LOCAL[family], PORT)) == ["", "", "", ""]
+    bob(send_to, "listener", "answer", LOCAL[family], SERVER)
+    assert bob(receive, "client") == "timed out"
+
+
+@FAMILIES
+@pytest.mark.parametrize("way", [*WAYS, nowhere])
+@pytest.mark.parametrize("port, peer", [(PORT, SERVER), (SERVER, PORT)], ids=["listener", "client"])
+def test_all_datagrams_arrive(stay, alice, bob, family, way, port, peer):
+    conversation(bob, family)
+    copy_of_bobs(alice, family, port, way, (LOCAL[family], peer))
+    assert heard(bob, family) == ALL
+    assert alice(device, "copy") == DEVICE
+
+
+# ports
+
+
+def scoped(alice, name, kind, family=INET6, protocol=0, address="fe80::1", port=PORT):
+    alice(make, name, family, kind, protocol)
+    return alice(bind, name, address, port, 0, socket.if_nametoindex(OTHER_DEVICE))
+
+
+KINDS = pytest.mark.parametrize("kind", [TCP, UDP], ids=["tcp", "udp"])
+
+
+@pytest.mark.parametrize("kind, address", [(TCP, "fe80::1"), (UDP, "fe80::1"), (UDP, "ff02::1"), (UDP, "ff11::1")])
+def test_without_the_programs_a_scope_id_takes_bobs_port(users, alice, bob, kind, address):
+    assert scoped(alice, "taken", kind, address=address) == ""
+    assert alice(device, "taken") == OTHER_DEVICE
+    bob(make, "own", INET6, kind)
+    assert bob(bind, "own", "::", PORT) == "EADDRINUSE"
+
+
+@KINDS
+@pytest.mark.parametrize("address", ["fe80::1", "febf::1", "ff02::1", "ff11::1"])
+def test_a_scope_id_takes_no_port(stay, alice, bob, kind, address):
+    assert scoped(alice, "taken", kind, address=address) == "EPERM"
+    assert alice(device, "taken") == DEVICE
+    bob(make, "own", INET6, kind)
+    assert bob(bind, "own", "::", PORT) == ""
+
+
+def test_a_bind_that_fails_leaves_the_device_as_it_was(stay, alice):
+    """The kernel sets the device before it looks whether the address is there."""
+    alice(make, "here", INET6, UDP)
+    alice(no_freebind, "here")
+    assert alice(bind, "here", "fe80::1", PORT, 0, socket.if_nametoindex(OTHER_DEVICE)) == "EPERM"
+    assert alice(device, "here") == DEVICE
+
+
+@pytest.mark.parametrize("address", ["::", "::1", "ff05::1", "ff0e::1"])
+def test_addresses_without_a_scope_id_are_bound_to(stay, alice, address):
+    alice(make, "own", INET6, UDP)
+    assert alice(bind, "own", address, PORT) == ""
+
+
+PORTS = range(PORT, PORT + 64)
+
+
+def test_without_the_programs_alice_takes_all_ports_of_bobs(users, alice, bob):
+    assert {outcome for port in PORTS for outcome in alice(move_in, port, socket.if_nametoindex(OTHER_DEVICE))} == {""}
+    bob(make, "own", INET, UDP)
+    assert {bob(bind, "own", ANY[INET], port) for port in PORTS} == {"EADDRINUSE"}
+
+
+def test_alice_takes_no_port_of_bobs(stay, alice, bob):
+    assert {outcome for port in PORTS for outcome in alice(move_in, port, socket.if_nametoindex(OTHER_DEVICE))} == {"EPERM"}
+    for port in PORTS:
+        bob(make, "own", INET, UDP)
+        assert bob(bind, "own", ANY[INET], port) == ""
+
+
+@FAMILIES
+def test_a_socket_without_device_takes_no_port(stay, alice, bob, family):
+    """send() without a destination would give it one of all networks before it fails."""
+    alice(make, "own", family, UDP)
+    assert alice(dissolve, "own") == ""
+    assert (alice(send, "own", "?"), alice(send_to, "own", "?", LOCAL[family], PORT)) == ("EPERM", "EPERM")
+    assert alice(port_of, "own") == 0
+    assert alice(bind, "own", ANY[family], PORT) == "EPERM"
+    assert (alice(device, "own"), alice(port_of, "own")) == ("", 0)
+    assert alice(bind, "own", ANY[family], 0) == ""
+    assert alice(device, "own") == DEVICE
+
+
+# who is the owner
+
+
+def with_capabilities(cgroup, uid):  # noqa: F811
+    """As a set-UID root program: the caller is the real UID."""
+    pathlib.Path(cgroup, "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
+    os.setresuid(uid, 0, 0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_without_the_programs_a_set_uid_program_moves_a_socket(users, way):
+    with User(users.cgroup, ALICE, with_capabilities) as program:
+        program(make, "own", INET, UDP)
+        assert way(program, "own") == ""
+        assert program(device, "own") == OTHER_DEVICE
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_socket_of_a_set_uid_program_is_its_callers(stay, way):
+    with User(stay.cgroup, ALICE, with_capabilities) as program:
+        program(make, "own", INET, UDP)
+        assert way(program, "own") == "EPERM"
+        program(dissolve, "own")
+        assert way(program, "own") == "EPERM"
+        assert program(send_to, "own", "token", LOCAL[INET], PORT) == "EPERM"
+
+
+def test_a_socket_of_a_set_uid_program_names_no_device(stay, alice, bob):
+    """The guard would take it for root's; what an ordinary program names is the guard's to judge."""
+    bob(make, "listener", INET, UDP)
+    bob(bind, "listener", ANY[INET], PORT)
+    index = socket.if_nametoindex(OTHER_DEVICE)
+    with User(stay.cgroup, ALICE, with_capabilities) as program:
+        program(make, "own", INET, UDP)
+        assert program(send_by, "own", "token", index, LOCAL[INET], PORT) == "EPERM"
+        assert program(send_to, "own", "plain", LOCAL[INET], PORT) == len("plain")
+        program(make, "six", INET6, UDP)
+        assert program(send_to, "six", "token", "ff02::1", PORT, 0, index) == "EPERM"
+    alice(make, "own", INET, UDP)
+    assert alice(send_by, "own", "hers", index, LOCAL[INET], PORT) == len("hers")
+    assert bob(receive, "listener") == "hers"
+
+
+def test_a_ping_socket_stays(stay, alice):
+    icmp = {INET: socket.IPPROTO_ICMP, INET6: socket.IPPROTO_ICMPV6}
+    assert scoped(alice, "six", UDP, INET6, icmp[INET6], port=0) == "EPERM"
+    alice(make, "four", INET, UDP, icmp[INET])
+    assert alice(dissolve, "four") == "EPERM"
+    assert (alice(device, "six"), alice(device, "four")) == (DEVICE, DEVICE)
+
+
+# what must go on
+
+
+@FAMILIES
+def test_an_association_is_dissolved_and_another_made(stay, alice, family):
+    """As glibc's getaddrinfo does, to learn source addresses."""
+    alice(make, "server", family, UDP)
+    alice(bind, "server", LOCAL[family], PORT)
+    alice(make, "own", family, UDP)
+    for port in (SERVER, PORT):
+        assert alice(connect, "own", LOCAL[family], port) == ""
+        assert alice(device, "own") == DEVICE
+        if port == SERVER:
+            assert (alice(dissolve, "own"), alice(device, "own")) == ("", "")
+    alice(send, "own", "hello")
+    assert alice(receive, "server") == "hello"
+    assert set(stay.moves().values()) == {0}
+
+
+def test_an_ipv6_socket_goes_on_with_ipv4(stay, alice):
+    alice(make, "own", INET6, UDP)
+    assert [alice(connect, "own", "::1", PORT), alice(dissolve, "own"), alice(connect, "own", "::ffff:127.0.0.1", PORT)] == ["", "", ""]
+    assert alice(device, "own") == DEVICE
+
+
+def test_options_go_on(stay, alice):
+    """Of one that is larger than a page, programs see a part."""
+    alice(make, "own", INET, UDP)
+    assert alice(large_option, "own") == 3
+
+
+@pytest.mark.parametrize("uid", [0, 33])
+def test_accounts_that_are_not_managed_are_left_alone(stay, uid):
+    with User(stay.cgroup, uid) as program:
+        program(make, "own", INET6, UDP)
+        assert program(rebind, "own", OTHER_DEVICE) == ""
+        program(make, "free", INET, UDP)
+        program(bind, "free", ANY[INET], PORT)
+        assert (program(dissolve, "free"), program(send_to, "free", "x", LOCAL[INET], PORT)) == ("", 1)
+
+
+def test_another_network_namespace_is_left_alone(stay):
+    def elsewhere(cgroup, uid):  # noqa: F811
+        become(cgroup, uid)
+        unshare(CLONE_NEWUSER | CLONE_NEWNET)
+
+    with User(stay.cgroup, ALICE, elsewhere) as program:
+        program(make, "own", INET, UDP)
+        program(bind, "own", ANY[INET], PORT)
+        assert (program(dissolve, "own"), program(rebind, "own", "lo")) == ("", "")
+
+
+def test_audit_lets_pass_and_counts(stay, config, alice):  # noqa: F811
+    stay.load(Config(config.netns_cookie, MIN_UID, enforce=False))
+    assert copy_of_bobs(alice, INET, PORT, by_index) == ["", "", ""]
+    assert alice(device, "copy") == OTHER_DEVICE
+    moves = stay.moves()
+    assert moves["refused"] == 0 and moves["audited"] >= 2
+
+
+# attach
+
+
+def test_a_node_that_has_the_first_two_programs_only_gets_the_others(users, config):  # noqa: F811
+    before = attached_programs(users.cgroup)
+    os.unlink(os.path.join(users.pin_dir, "uvn_moves"))
+    assert not users.attached() and not users.current()
+    users.load(config)
+    assert users.attach()
+    assert users.attached() and users.current()
+    assert len(attached_programs(users.cgroup)) == len(before) == 1
+
+
+def test_the_hooks_are_found_and_go_without_a_trace(users, alice):
+    hooks = Stay(users.pin_dir, str(STAY_OBJECT))
+    assert not hooks.current()
+    hooks.attach()
+    assert hooks.current()
+    hooks.detach()
+    assert not hooks.current()
+    assert [name for name in os.listdir(users.pin_dir) if "lsm" in name or name == "uvn_use"] == []

@@ -18,8 +18,10 @@ from .abstract import COUNTERS
 from .client import request
 from .errors import UvnError
 from .identity import identify
+from .membership import MOVES
 from .site import PATH, load
 
+LOOSE = "the kernel does not have bpf among its active security modules, users can take datagram sockets into each other's networks"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. An UvnError becomes one sentence on standard error."""
@@ -75,6 +77,8 @@ def _status(arguments: argparse.Namespace) -> int:
     print(f"mode        {node['mode']}{'' if node['mode'] == 'enforce' else ': nothing is refused or dropped, users are not isolated'}")
     print(f"membership  {'attached' if node['membership'] else 'NOT ATTACHED: users are not isolated'}")
     print(f"sockets     {', '.join(f'{count} {name}' for name, count in node['sockets'].items())}")
+    moves = node["moves"]
+    print(f"moves       {', '.join(f'{moves[name]} {name}' for name in MOVES)}{'' if moves['kept'] else f'; {LOOSE}'}")
     print(f"guard       {', '.join(f'{count} {cause}' for cause, count in node['guard'].items())}")
     abstract = node["abstract"]
     off = "off: the kernel does not have bpf among its active security modules, users reach each other's abstract Unix sockets"

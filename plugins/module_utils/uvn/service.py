@@ -83,6 +83,7 @@ class Service:
                     "mode": reconciler.site.mode,
                     "membership": reconciler.membership.attached(),
                     "sockets": reconciler.membership.counters(),
+                    "moves": {"kept": reconciler.stay.current(), **reconciler.membership.moves()},
                     "guard": {**reconciler.guard.counters(), "received": sum(reconciler.membership.strays().values())},
                     "abstract": {"attached": reconciler.abstract.current(), **reconciler.abstract.counters()},
                     "strays": strays.find(reconciler.device_of),
