@@ -116,7 +116,7 @@ static __always_inline int stays(struct bpf_sock_addr *ctx)
 
 	if (!vrf || sock->bound_dev_if == *vrf)
 		return ALLOW;
-	if (!sock->bound_dev_if && !bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTOIFINDEX, vrf, sizeof(*vrf)))
+	if (!sock->bound_dev_if && (!enforcing() || !bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTOIFINDEX, vrf, sizeof(*vrf))))
 		return ALLOW;
 	return moves();
 }

@@ -20,15 +20,20 @@ struct {
 	__type(value, __u64);
 } uvn_moves SEC(".maps");
 
+static __always_inline int enforcing(void)
+{
+	__u32 zero = 0;
+	struct config *config = bpf_map_lookup_elem(&uvn_config, &zero);
+
+	return config && config->mode;
+}
+
 /* Counts such a call; whether it is refused. */
 static __always_inline int enforced(void)
 {
-	__u32 zero = 0, move;
-	struct config *config = bpf_map_lookup_elem(&uvn_config, &zero);
-	__u64 *value;
+	__u32 move = enforcing() ? MOVE_REFUSED : MOVE_AUDITED;
+	__u64 *value = bpf_map_lookup_elem(&uvn_moves, &move);
 
-	move = config && config->mode ? MOVE_REFUSED : MOVE_AUDITED;
-	value = bpf_map_lookup_elem(&uvn_moves, &move);
 	if (value)
 		*value += 1;
 	return move == MOVE_REFUSED;
