@@ -445,9 +445,10 @@ def dns() -> str:
 
 
 def unconnected() -> str:
-    """glibc's getaddrinfo and others dissolve associations; a datagram socket may still be used up to there."""
-    sock = udp()
-    sock.connect(("127.0.0.1", 9))
+    """glibc's getaddrinfo and others dissolve an association and make another one with the same socket."""
+    sock = unbound()
+    sock.connect(("127.0.0.1", DOWN))
+    sock.send(b"hello")
     return "hello"
 
 
