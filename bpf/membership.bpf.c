@@ -7,18 +7,28 @@
  * context of the caller. No other family comes here, and sockets the kernel makes for itself do not either
  * (net/ipv4/af_inet.c, net/ipv6/af_inet6.c).
  *
- * A user can undo the binding: connect() to AF_UNSPEC clears that of a datagram socket (__udp_disconnect), bind() to a
- * link-local IPv6 address replaces it (__inet6_bind). So uvn_membership writes it down as well, and uvn_receive, which runs
- * for every packet that is about to enter a socket's queue (sk_filter_trim_cap), goes by that.
+ * A user could undo the binding, and a socket in another's VRF has a part in its ports, its look-ups and its ICMP errors. So
+ * uvn_membership writes it down as well, and the socket stays there:
+ *
+ * setsockopt: SO_BINDTODEVICE and SO_BINDTOIFINDEX are refused, to programs with CAP_NET_RAW and of set-UID root too.
+ * bind:       an IPv6 address of link scope is refused: it brings a device with it (__inet6_bind).
+ * bind, connect: a datagram socket whose device connect() to AF_UNSPEC cleared (__udp_disconnect) gets it back first.
+ * receive:    a packet that is about to enter a socket's queue (sk_filter_trim_cap) is dropped if it came by another network,
+ *             or if it is what a user's network says to everybody and the socket is no user's.
+ *
+ * sockets.bpf.c has what does not come here.
  */
 #include <linux/bpf.h>
+#include <asm-generic/socket.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
 #include "shared.h"
+#include "stay.h"
 
-#define REFUSE 0 /* socket() fails with EPERM, a packet is dropped */
+#define REFUSE 0 /* the call fails with EPERM, a packet is dropped */
 #define ALLOW 1
+#define BUFFER 4096 /* bytes of an option that the kernel has for programs, at least */
 
 enum mode { AUDIT, ENFORCE };
 enum counter { BOUND, EXEMPT, REFUSED, AUDITED, COUNTERS };
@@ -48,14 +58,6 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } uvn_heard SEC(".maps");
-
-/* ifindex of the VRF a socket was made for; an accepted socket has its listener's */
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
-	__type(key, int);
-	__type(value, __u32);
-} uvn_socket SEC(".maps");
 
 static __always_inline int count(void *counters, __u32 counter, int verdict)
 {
@@ -95,14 +97,71 @@ int uvn_membership(struct bpf_sock *sock)
 	return count(&uvn_counters, BOUND, ALLOW);
 }
 
+/* stay */
+
+static __always_inline __u32 *home(struct bpf_sock *sock)
+{
+	return sock ? bpf_sk_storage_get(&uvn_socket, sock, NULL, 0) : NULL;
+}
+
+static __always_inline int moves(void)
+{
+	return enforced() ? REFUSE : ALLOW;
+}
+
+SEC("cgroup/setsockopt")
+int uvn_stay_option(struct bpf_sockopt *ctx)
+{
+	if (ctx->optlen > BUFFER)
+		ctx->optlen = 0; /* the kernel goes on with what the caller has, of which only a part is here */
+	if (ctx->level == SOL_SOCKET && (ctx->optname == SO_BINDTODEVICE || ctx->optname == SO_BINDTOIFINDEX) && home(ctx->sk))
+		return moves();
+	return ALLOW;
+}
+
+static __always_inline int stays(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sock = ctx->sk;
+	__u32 *vrf = home(sock);
+
+	if (!vrf || sock->bound_dev_if == *vrf)
+		return ALLOW;
+	if (!sock->bound_dev_if && (!enforcing() || !bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTOIFINDEX, vrf, sizeof(*vrf))))
+		return ALLOW;
+	return moves();
+}
+
+SEC("cgroup/bind4")
+int uvn_stay_bind4(struct bpf_sock_addr *ctx)
+{
+	return stays(ctx);
+}
+
+SEC("cgroup/bind6")
+int uvn_stay_bind6(struct bpf_sock_addr *ctx)
+{
+	if (link_scope(ctx->user_ip6[0]) && home(ctx->sk) && !moves())
+		return REFUSE;
+	return stays(ctx);
+}
+
+SEC("cgroup/connect4")
+int uvn_stay_conn4(struct bpf_sock_addr *ctx)
+{
+	return stays(ctx);
+}
+
+SEC("cgroup/connect6")
+int uvn_stay_conn6(struct bpf_sock_addr *ctx)
+{
+	return stays(ctx);
+}
+
+/* receive */
+
 static __always_inline int drop(void *counters)
 {
-	__u32 zero = 0;
-	struct config *config = bpf_map_lookup_elem(&uvn_config, &zero);
-
-	if (!config || config->mode == AUDIT)
-		return count(counters, STRAY_AUDITED, ALLOW);
-	return count(counters, STRAY_REFUSED, REFUSE);
+	return enforcing() ? count(counters, STRAY_REFUSED, REFUSE) : count(counters, STRAY_AUDITED, ALLOW);
 }
 
 SEC("cgroup_skb/ingress")

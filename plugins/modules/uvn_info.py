@@ -58,16 +58,24 @@ node:
       description: How many sockets the membership program bound, refused and let pass since it was loaded.
       type: dict
       returned: always
+    moves:
+      description: How many calls that would have taken a user's socket out of its network were refused and let pass.
+      type: dict
+      returned: always
     guard:
       description: Packets by cause that were dropped, or would have been, since the guard was made.
       type: dict
       returned: always
+    hooks:
+      description: Whether the programs on security hooks are attached, which takes BPF among the kernel's active security modules.
+      type: bool
+      returned: always
     families:
-      description: Whether users are kept from address families that are no part of their networks, and how many sockets were refused or let pass.
+      description: How many sockets of address families that are no part of users' networks were refused and let pass.
       type: dict
       returned: always
     abstract:
-      description: Whether users are kept apart on abstract Unix sockets, and how many connections were refused or let pass.
+      description: How many connections and datagrams to other users' abstract Unix sockets were refused and let pass.
       type: dict
       returned: always
     strays:

@@ -50,6 +50,9 @@ def bpftool(*arguments):
 def socket_as_user():
     os.setresuid(UID, 0, 0)  # the program goes by the real UID
     report("socket() + close(), user's", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        report("setsockopt(), user's", lambda: sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, 3), 10_000)
+        report("connect() of a datagram socket, user's", lambda: sock.connect(("127.0.0.1", 9)), 10_000)
     os.setresuid(0, 0, 0)
 
 

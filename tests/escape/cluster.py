@@ -33,6 +33,7 @@ FAMILIES = "smc vsock_loopback kcm"
 POISONED = {"FDB poisoning": attacker.FDB_MAC, "ARP in a VXLAN frame": attacker.ARP_MAC}
 FORGET = f"ip neigh flush dev {attacker.VXLAN}; for mac in {' '.join(POISONED.values())}; do bridge fdb del $mac dev {attacker.VXLAN}; done; true"
 TABLES = f"bridge fdb show dev {attacker.VXLAN}; ip neigh show dev {attacker.VXLAN}"
+SET_UID = f"install --mode=4755 --owner=root /usr/bin/python3 {attacker.SET_UID}"
 OFF = {  # how a part is taken off, and put back
     "membership": (f'{STOP}; python3 -I -c "{DETACH}"; nft delete table inet uvn', START),
     "guard": (
@@ -102,22 +103,26 @@ def attack(node: str, names: list[str]) -> dict[str, str]:
 
 
 def provide() -> None:
-    """Networks for both on both nodes, so that their logins need no uvnd, and ping sockets for users, as Debian 13 has them."""
+    """Networks for both on both nodes, so that their logins need no uvnd; ping sockets for users, as Debian 13 has them; all ICMP errors."""
     code = "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/uvn/uvnd.sock'); s.sendall(REQUEST); print(s.recv(9))"
     request = json.dumps(json.dumps({"op": "ensure", "users": ["alice", "bob"]}) + "\n")
     program = code.replace("REQUEST", f"b{request}")
-    on_nodes(f"sysctl -qw 'net.ipv4.ping_group_range=0 2147483647'; {shlex.join(['python3', '-IS', '-c', program])}")
+    settings = "'net.ipv4.ping_group_range=0 2147483647' net.ipv4.icmp_ratelimit=0 net.ipv6.icmp.ratelimit=0"
+    on_nodes(f"sysctl -qw {settings}; {shlex.join(['python3', '-IS', '-c', program])}")
 
 
 def measure(held_by: set[str]) -> dict[str, tuple[bool, str]]:
     """All attacks that these parts hold, and what must pass: whether each got through, and what the attacker saw."""
     wanted = [one for one in ATTACKS if one.held_by in held_by]
-    on_nodes(FORGET)
-    with Victim("login1") as here, Victim("c1") as there:
-        said: dict[str, str] = {}
-        for node in sorted({one.node for one in wanted}):
-            names = [one.name for one in wanted if one.node == node]
-            said.update(attack(node, [*names, *(LEGITIMATE if node == "login1" else ())]))
+    on_nodes(f"{FORGET}; {SET_UID}")
+    try:
+        with Victim("login1") as here, Victim("c1") as there:
+            said: dict[str, str] = {}
+            for node in sorted({one.node for one in wanted}):
+                names = [one.name for one in wanted if one.node == node]
+                said.update(attack(node, [*names, *(LEGITIMATE if node == "login1" else ())]))
+    finally:
+        on_nodes(f"rm --force {attacker.SET_UID}")
     tables = lab("run", "login1", "--", TABLES)
     got = [*here.got, *there.got, *(f"token {name}" for name, mac in POISONED.items() if mac in tables)]
     results = {one.name: (arrived(one, said[one.name], got), said[one.name]) for one in wanted}

@@ -17,10 +17,32 @@ import select
 import socket
 import struct
 import sys
+from typing import Callable
 
 TCP, UDP, UDPLITE, SCTP, MPTCP, SMC, VSOCK, EAVESDROP = 5601, 5602, 5603, 5604, 5605, 5606, 5607, 5699
 GROUP = socket.inet_aton("239.9.9.9")
 PASS = "/tmp/uvn-escape.sock"
+V4, V6, DGRAM = socket.AF_INET, socket.AF_INET6, socket.SOCK_DGRAM
+LOCAL = {V4: "127.0.0.1", V6: "::1"}
+# by the attack that disturbs it: attacker.py has the ports
+ERRORS = {
+    "errors of another's datagrams": (V4, 5610),
+    "errors of another's datagrams, IPv6": (V6, 5611),
+    "errors of another's datagrams, 32-bit call": (V4, 5612),
+    "errors kept from a client": (V4, 5613),
+}
+TALKS = {
+    "a deaf listener": (V4, 5620),
+    "a deaf listener, IPv6": (V6, 5621),
+    "a deaf listener, unbound with its peer": (V4, 5622),
+    "a deaf client": (V4, 5623),
+}
+PORTS = {
+    "a taken TCP port": (V6, socket.SOCK_STREAM, 5660, 1),
+    "a taken UDP port": (V6, DGRAM, 5661, 1),
+    "many taken UDP ports": (V4, DGRAM, 5662, 200),
+}
+DOWN = 9  # nobody listens there
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -83,6 +105,66 @@ LISTENERS = {
 }
 
 
+def connected(family: int, port: int, peer: int) -> socket.socket:
+    """A client on localhost."""
+    sock = datagrams(family, port)
+    sock.settimeout(0.5)
+    sock.connect((LOCAL[family], peer))
+    return sock
+
+
+def is_told(client: socket.socket) -> bool:
+    """Whether a client of a server that is down learns of it."""
+    try:
+        client.send(b"secret of bob")
+        client.recv(9)
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def is_heard(listener: socket.socket, client: socket.socket) -> bool:
+    """Whether a question and its answer arrive."""
+    try:
+        client.send(b"question")
+        listener.sendto(b"answer", listener.recvfrom(9)[1])
+        return client.recv(9) == b"answer"
+    except OSError:
+        return False
+
+
+def is_free(family: int, kind: int, first: int, count: int) -> bool:
+    """Whether ports can be bound to."""
+    for port in range(first, first + count):
+        with socket.socket(family, kind) as sock:
+            try:
+                sock.bind(("", port))
+            except OSError:
+                return False
+    return True
+
+
+def watch() -> Callable[[], None]:
+    """What bob does besides; the program to call now and then tells what is amiss by the attack's token."""
+    clients = {name: connected(family, port, DOWN) for name, (family, port) in ERRORS.items()}
+    talks = {}
+    for name, (family, port) in TALKS.items():
+        listener = datagrams(family, port)
+        listener.settimeout(0.5)
+        talks[name] = (listener, connected(family, port + 20, port))
+
+    def look() -> None:
+        amiss = [name for name, client in clients.items() if not is_told(client)]
+        amiss += [name for name, pair in talks.items() if not is_heard(*pair)]
+        amiss += [name for name, ports in PORTS.items() if not is_free(*ports)]
+        for name in amiss:
+            tell(f"token {name}")
+
+    return look
+
+
 def tell(text: str) -> None:
     print(json.dumps(text), flush=True)
 
@@ -112,6 +194,8 @@ def main() -> None:
     passed = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     passed.settimeout(2)
     talking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    look = watch()
+    look()  # undisturbed, it tells nothing
     tell(f"open {' '.join(listeners.values())}")
     while True:
         ready, _writable, _failed = select.select([sys.stdin, *listeners], [], [], 0.5)
@@ -121,6 +205,7 @@ def main() -> None:
             with contextlib.suppress(OSError):
                 serve(listeners[sock], sock, passed)
         talking.sendto(b"secret of bob", ("127.0.0.1", EAVESDROP))
+        look()
 
 
 main()

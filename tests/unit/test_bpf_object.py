@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = ROOT / "roles" / "uvn_node" / "files"
 OBJECTS = {
     "membership.bpf.o": (membership.LINKS, membership.MAPS),
-    "lsm.bpf.o": (lsm.LINKS, lsm.MAPS),
+    **{programs.file: (programs.links, programs.maps) for programs in (lsm.STAY, lsm.USERS)},
     "ingress.bpf.o": ((ingress.CLASSIFIER, *ingress.PROGRAMS), (*ingress.SHARED, *ingress.MAPS)),
 }
 PROPERTIES = ("type", "key_size", "value_size", "max_entries", "map_flags")

@@ -18,14 +18,13 @@ from . import accounts
 from .client import request
 from .errors import UvnError
 from .identity import exempt_uid, identify
-from .lsm import COUNTERS
 from .site import PATH, load
 
-NO_LSM = "off: the kernel does not have bpf among its active security modules"
-LSM = {  # what the programs on security hooks count, and what users may do without them
-    "families": "users have sockets of every address family that /etc/modprobe.d/uvn.conf does not switch off",
-    "abstract": "users reach each other's abstract Unix sockets",
-}
+NO_LSM = (
+    "off: the kernel does not have bpf among its active security modules; users have sockets of every address family that\n"
+    "            /etc/modprobe.d/uvn.conf does not switch off, reach each other's abstract Unix sockets, and can take datagram sockets into each\n"
+    "            other's networks"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,9 +85,9 @@ def _status(arguments: argparse.Namespace) -> int:
     print(f"membership  {'attached' if node['membership'] else 'NOT ATTACHED: users are not isolated'}")
     print(f"sockets     {', '.join(f'{count} {name}' for name, count in node['sockets'].items())}")
     print(f"guard       {', '.join(f'{count} {cause}' for cause, count in node['guard'].items())}")
-    for name, open_way in LSM.items():
-        counted = ", ".join(f"{node[name][counter]} {counter}" for counter in COUNTERS)
-        print(f"{name:<11} {counted if node[name]['attached'] else f'{NO_LSM}, {open_way}'}")
+    print(f"hooks       {'attached' if node['hooks'] else NO_LSM}")
+    for name in ("moves", "families", "abstract"):
+        print(f"{name:<11} {', '.join(f'{count} {counter}' for counter, count in node[name].items())}")
     print(f"strays      {len(node['strays'])}")
     for stray in node["strays"]:
         holder = f"{stray['program']} (PID {stray['pid']})" if stray["pid"] else "no process found"

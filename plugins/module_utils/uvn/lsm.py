@@ -1,22 +1,21 @@
 # Copyright (c) 2026 The UVN authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What users are kept from by BPF programs of the kernel's security hooks: odd address families, others' abstract Unix sockets.
+"""What users are kept from by BPF programs on the kernel's security hooks, where BPF is one of its active security modules.
 
-They (bpf/lsm.bpf.c) go by the maps of membership.py, which has to be loaded.
+Odd address families and others' abstract Unix sockets (bpf/lsm.bpf.c), and sockets that leave their network by ways that pass no cgroup
+(bpf/sockets.bpf.c). They go by the maps of membership.py, which is loaded before and detached after.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from dataclasses import dataclass
 
 from . import bpf
 
-OBJECT_PATH = f"{bpf.OBJECT_DIR}/lsm.bpf.o"
-LINKS = {"uvn_create": "link_create", "uvn_connect": "link_connect", "uvn_send": "link_send"}
 COUNTED = ("uvn_families", "uvn_abstract")
-MAPS = ("uvn_uid", "uvn_config", *COUNTED)
 COUNTERS = ("refused", "audited")  # enum counter
 ACTIVE = "/sys/kernel/security/lsm"
 BTF = "/sys/kernel/btf/vmlinux"
@@ -31,24 +30,54 @@ def possible() -> bool:
         return False
 
 
-class Hooks:
-    """The programs on this node. Methods raise UvnError when the kernel or libbpf refuses."""
+@dataclass(frozen=True)
+class Programs:
+    """The programs of an object file: `links` are the pins of their links, `shared` maps are membership's, `own` ones go with them."""
 
-    def __init__(self, pin_dir: str = bpf.PIN_DIR, object_path: str = OBJECT_PATH) -> None:
+    file: str
+    links: dict[str, str]
+    shared: tuple[str, ...]
+    own: tuple[str, ...]
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """The names of all maps."""
+        return (*self.shared, *self.own)
+
+
+STAY = Programs(
+    "sockets.bpf.o",
+    {f"uvn_{name}": f"link_{name}" for name in ("lsm_option", "lsm_bind", "lsm_connect", "lsm_send")},
+    ("uvn_uid", "uvn_config", "uvn_socket", "uvn_moves"),
+    ("uvn_use",),
+)
+USERS = Programs(
+    "lsm.bpf.o",
+    {f"uvn_{name}": f"link_{name}" for name in ("create", "connect", "send")},
+    ("uvn_uid", "uvn_config"),
+    COUNTED,
+)
+
+
+class Hooks:
+    """Programs on this node. Methods raise UvnError when the kernel or libbpf refuses."""
+
+    def __init__(self, programs: Programs, pin_dir: str = bpf.PIN_DIR, object_dir: str = bpf.OBJECT_DIR) -> None:
         self.pin_dir = pin_dir
-        self.object_path = object_path
-        self._links = {program: bpf.Link(os.path.join(pin_dir, link)) for program, link in LINKS.items()}
+        self._programs = programs
+        self._object_path = os.path.join(object_dir, programs.file)
+        self._links = {program: bpf.Link(os.path.join(pin_dir, link)) for program, link in programs.links.items()}
 
     def current(self) -> bool:
         """Whether the attached programs are those of the object file, on the pinned maps. Changes nothing."""
         if not all(os.path.exists(link.path) for link in self._links.values()):
             return False
-        with bpf.loaded(self.object_path, self.pin_dir, MAPS) as program:
+        with bpf.loaded(self._object_path, self.pin_dir, self._programs.maps) as program:
             return all(link.runs(program(name)) for name, link in self._links.items())
 
     def attach(self) -> None:
         """Attach the programs, in the place of others of ours."""
-        with bpf.loaded(self.object_path, self.pin_dir, MAPS) as program:
+        with bpf.loaded(self._object_path, self.pin_dir, self._programs.maps) as program:
             for name, link in self._links.items():
                 if not link.runs(program(name)):
                     link.attach_lsm(program(name))
@@ -57,18 +86,16 @@ class Hooks:
         """Take the programs down."""
         for link in self._links.values():
             bpf.unpin(link.path)  # the kernel detaches with the last reference
-        for name in COUNTED:
+        for name in self._programs.own:
             bpf.unpin(os.path.join(self.pin_dir, name))
 
-    def status(self) -> dict[str, dict[str, int]]:
-        """By `families` and `abstract`: whether the programs are `attached`, and what they refused and audited (let pass).
 
-        `families` counts sockets, `abstract` connections and datagrams between users.
-        """
-        attached = self.current()
-        return {name[len("uvn_") :]: {"attached": attached, **self._counters(name)} for name in COUNTED}
+def counted(pin_dir: str = bpf.PIN_DIR) -> dict[str, dict[str, int]]:
+    """What the programs of USERS refused and audited (let pass), by `families` (sockets) and `abstract` (connections and datagrams)."""
+    return {name[len("uvn_") :]: _counters(os.path.join(pin_dir, name)) for name in COUNTED}
 
-    def _counters(self, name: str) -> dict[str, int]:
-        values = bpf.Map(os.path.join(self.pin_dir, name), 4, 8 * bpf.cpus())
-        found = [values.get(struct.pack("=I", number)) or b"" for number in range(len(COUNTERS))]
-        return {counter: sum(struct.unpack(f"={len(value) // 8}Q", value)) for counter, value in zip(COUNTERS, found)}
+
+def _counters(path: str) -> dict[str, int]:
+    values = bpf.Map(path, 4, 8 * bpf.cpus())
+    found = [values.get(struct.pack("=I", number)) or b"" for number in range(len(COUNTERS))]
+    return {counter: sum(struct.unpack(f"={len(value) // 8}Q", value)) for counter, value in zip(COUNTERS, found)}

@@ -3,9 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Membership: which UID's sockets the kernel binds to which VRF, or refuses.
 
-A BPF program on the root cgroup decides at every socket(), another one keeps packets of other networks from sockets that were
-unbound since (bpf/membership.bpf.c). Their links and maps are pinned, so they outlive the process that made them; every method
-asks the kernel anew (bpf.py).
+A BPF program on the root cgroup decides at every socket(), others keep the socket there (bpf/membership.bpf.c, bpf/sockets.bpf.c).
+Their links and maps are pinned, so they outlive the process that made them; every method asks the kernel anew (bpf.py).
 """
 
 from __future__ import annotations
@@ -22,10 +21,12 @@ from .errors import UvnError
 
 OBJECT_PATH = f"{bpf.OBJECT_DIR}/membership.bpf.o"
 
-LINKS = {"uvn_membership": "link_membership", "uvn_receive": "link_receive"}  # the programs and the pins of their links
-MAPS = ("uvn_uid", "uvn_config", "uvn_counters", "uvn_strays", "uvn_heard", "uvn_socket")
+_PROGRAMS = ("membership", "receive", "stay_option", "stay_bind4", "stay_bind6", "stay_conn4", "stay_conn6")
+LINKS = {f"uvn_{name}": f"link_{name}" for name in _PROGRAMS}  # the programs and the pins of their links
+MAPS = ("uvn_uid", "uvn_config", "uvn_counters", "uvn_strays", "uvn_heard", "uvn_socket", "uvn_moves")
 COUNTERS = ("bound", "exempt", "refused", "audited")  # enum counter
 STRAYS = ("refused", "audited")  # enum stray
+MOVES = ("refused", "audited")  # enum move
 MAX_ENTRIES = 65536  # of uvn_uid
 EXEMPT = 0  # in place of an ifindex
 
@@ -43,7 +44,8 @@ class Config:
     ----------
     netns_cookie: the one network namespace that is managed; sockets of all others are left alone.
     min_uid: smallest managed UID; those below it, and always root, are left alone.
-    enforce: refuse (EPERM) a managed UID without an entry, drop what a socket gets from another network than its own; False only counts.
+    enforce: refuse (EPERM) a managed UID without an entry and what would take a socket out of its network, drop what a socket gets from
+        another network than its own; False only counts.
     """
 
     netns_cookie: int
@@ -182,6 +184,10 @@ class Membership:
     def heard(self) -> dict[str, int]:
         """Packets that users' networks say to everybody, for sockets that are no user's: refused, audited (let pass)."""
         return self._count("uvn_heard", STRAYS)
+
+    def moves(self) -> dict[str, int]:
+        """Calls that would have taken a socket out of the network it was made for: refused, audited (let pass)."""
+        return self._count("uvn_moves", MOVES)
 
     def _count(self, name: str, counters: Sequence[str]) -> dict[str, int]:
         values = bpf.Map(self._path(name), 4, 8 * bpf.cpus())

@@ -44,7 +44,7 @@ class Reconciler:
         self.site = site
         self.kernel = Kernel()
         self.membership = Membership()
-        self.hooks = lsm.Hooks()
+        self.hooks = [lsm.Hooks(programs) for programs in (lsm.STAY, lsm.USERS)]
         self.guard = guard.Table()
         self.gate = Gate()
         self.store = Store()
@@ -268,8 +268,8 @@ class Reconciler:
         self.store.remember(sysctls(desired))
         self.store.note_exempt(exempt, self._gids)
         self.membership.load(Config(cookie, self.site.min_uid, self.site.enforce))
-        if programs[0].hooks:
-            self.hooks.attach()
+        for hooks in self.hooks if programs[0].hooks else ():
+            hooks.attach()
         if not waiting:
             self.membership.attach()
         changes = self._converge(ground, lambda: self._node(ground), check)
@@ -298,7 +298,8 @@ class Reconciler:
         changes = diff([], self._program()) + self._clear(check=True)
         if not check:
             self._apply_ingress([change for change in changes if isinstance(change.object, (Ingress, Classifier))])
-            self.hooks.detach()
+            for hooks in self.hooks:
+                hooks.detach()
             self.membership.detach()
             self._clear(check=False)
             self.store.forget()
@@ -324,7 +325,11 @@ class Reconciler:
         config = self.membership.config()
         if config is None or not self.membership.current():
             return []
-        return [Program(config.netns_cookie, config.min_uid, config.enforce, self.hooks.current())]
+        return [Program(config.netns_cookie, config.min_uid, config.enforce, self.hooked())]
+
+    def hooked(self) -> bool:
+        """Whether the programs on security hooks are attached, as they are to be."""
+        return all(hooks.current() for hooks in self.hooks)
 
     # -- both ------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import time
 import traceback
 from typing import Any, Callable
 
-from . import accounts, strays
+from . import accounts, lsm, strays
 from .diff import Change
 from .errors import UvnError
 from .identity import identify
@@ -86,12 +86,14 @@ class Service:
                     "mode": reconciler.site.mode,
                     "membership": reconciler.membership.attached(),
                     "sockets": reconciler.membership.counters(),
+                    "hooks": reconciler.hooked(),
+                    "moves": reconciler.membership.moves(),
                     "guard": {
                         **reconciler.guard.counters(),
                         "received": sum(reconciler.membership.strays().values()),
                         "heard": sum(reconciler.membership.heard().values()),
                     },
-                    **reconciler.hooks.status(),
+                    **lsm.counted(),
                     "strays": strays.find(reconciler.device_of, self._keeper.breathe),
                     "drift": [str(change) for change in reconciler.node(check=True)],
                 },
