@@ -345,8 +345,9 @@ def poisoned(node):
 @pytest.fixture
 def container(pair):
     """A network namespace behind the first of the pair, as containers and virtual machines are; whoever is root there sends from any port."""
-    a, name = pair[0], "uvn-box"
+    (a, b), name = pair, "uvn-box"
     run("ip", "netns", "add", name)
+    b.sh("ip route replace default via 10.10.0.1")  # else rp_filter drops what has a source without a route
     a.sh(f"ip link add box0 type veth peer name eth0 netns {name}; ip addr add 10.99.0.1/24 dev box0; ip link set box0 up")
     a.sh(
         "sysctl -qw net.ipv4.ip_forward=1; nft 'add table ip box; add chain ip box post { type nat hook postrouting priority 100; }; "
@@ -360,6 +361,7 @@ def container(pair):
     yield agent
     agent.end()
     a.sh("ip link del box0; nft delete table ip box; sysctl -qw net.ipv4.ip_forward=0")
+    b.sh("ip route del default")
     run("ip", "netns", "del", name)
     whole_again(pair)
 
