@@ -66,6 +66,11 @@ node:
       description: Whether users are kept apart on abstract Unix sockets, and how many connections were refused or let pass.
       type: dict
       returned: always
+    ipv6:
+      description: Whether users have IPv6, which needs it on the node (C(enabled)), and whether it leaves the listed subnets (C(ip6tables)).
+      type: dict
+      returned: always
+      sample: {enabled: true, ip6tables: true}
     strays:
       description: Sockets of users outside their networks, with the program that holds each.
       type: list

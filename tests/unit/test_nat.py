@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import subprocess
+
+import pytest
 from uvn import nat
 from uvn.diff import Change
 from uvn.objects import Chain
@@ -46,3 +49,10 @@ def test_a_chain_is_refilled_and_its_jump_set_once():
 def test_a_chain_is_removed_with_its_jump():
     lines = nat.render([Change("delete", Chain(4, "nat", "UVN-POSTROUTING", ()))], SAVED).splitlines()
     assert lines[2:4] == ["-D POSTROUTING -j UVN-POSTROUTING", "-X UVN-POSTROUTING"]
+
+
+@pytest.mark.parametrize(("program", "module", "found"), [(True, 0, [4, 6]), (True, 1, [4]), (False, 0, [4])])
+def test_ip6tables_needs_its_program_and_its_module(monkeypatch, program, module, found):
+    monkeypatch.setattr(nat.os.path, "exists", lambda path: program and path == "/usr/sbin/ip6tables-save")
+    monkeypatch.setattr(nat.subprocess, "run", lambda command, **_options: subprocess.CompletedProcess(command, module))
+    assert nat.versions() == found

@@ -20,7 +20,7 @@ from . import accounts, events
 from .diff import Change
 from .errors import UvnError
 from .identity import LINK_GROUP
-from .kernel import socket_index
+from .kernel import ipv6, socket_index
 from .reconcile import Reconciler
 from .site import PATH, Site, load
 from .store import withdraw, withdraw_strangers
@@ -150,6 +150,8 @@ class Keeper:
         self._effects.add(effects)
 
     def _known_host(self, reconciler: Reconciler) -> Host:
+        if self._host and self._host.ipv6 != ipv6():  # of a sysctl no notification tells
+            self._note(events.Effects(look=True))
         if self._host is None:
             self._host = reconciler.kernel.host()
             indices = (socket_index(nic.name) for nic in self._host.nics)
@@ -203,6 +205,7 @@ class Keeper:
         """
         with self.reconciler() as reconciler:
             self._sweep_due = time.monotonic() + sweep_interval(reconciler.site)
+            self._known_host(reconciler)
             present = accounts.real_uids() | reconciler.store.persistent()
             for uid in reconciler.uids():
                 self.breathe()

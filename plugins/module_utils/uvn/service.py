@@ -9,11 +9,12 @@ import time
 import traceback
 from typing import Any, Callable
 
-from . import accounts, strays
+from . import accounts, nat, strays
 from .diff import Change
 from .errors import UvnError
 from .identity import identify
 from .keeper import Keeper, label, log
+from .kernel import ipv6
 from .reconcile import Reconciler
 from .site import Site
 from .store import vouched
@@ -85,6 +86,7 @@ class Service:
                     "sockets": reconciler.membership.counters(),
                     "guard": {**reconciler.guard.counters(), "received": sum(reconciler.membership.strays().values())},
                     "abstract": {"attached": reconciler.abstract.current(), **reconciler.abstract.counters()},
+                    "ipv6": {"enabled": ipv6(), "ip6tables": 6 in nat.versions()},
                     "strays": strays.find(reconciler.device_of),
                     "drift": [str(change) for change in reconciler.node(check=True)],
                 },

@@ -14,9 +14,9 @@ strings() {
     awk 'BEGIN { printf "[" } { gsub(/[\\"]/, "\\\\&"); gsub(/[[:space:]]+/, " "); printf "%s\"%s\"", (NR > 1 ? "," : ""), $0 } END { printf "]" }'
 }
 
-# `ip` prints nothing where a protocol is switched off.
+# `ip` prints nothing, or the beginning of a list, where the kernel is without a protocol.
 json() {
-    answer=$(ip -json "$@" 2>/dev/null)
+    answer=$(ip -json "$@" 2>/dev/null) || answer=
     echo "${answer:-[]}"
 }
 
