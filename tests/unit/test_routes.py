@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import socket
 import struct
 import sys
@@ -50,6 +51,7 @@ def read(request: bytes, objects=None):
 @given(routes())
 def test_a_route_is_read_back_as_it_was_set(route):
     assert read(kernel._replace_route(route, INDICES.__getitem__)) == route
+    assert json.loads(json.dumps(route.as_dict()))["metric"] == route.metric, "uvnd can tell it"
 
 
 def test_a_scope_is_kept_where_it_is_another_than_follows():
