@@ -167,6 +167,11 @@ def _system(found: dict[str, Any], site: dict[str, Any], build: bool) -> Iterato
         yield f"/sys/fs/cgroup is {found['cgroup']}, not cgroup2fs; boot the node with systemd.unified_cgroup_hierarchy=1"
     if not build and not found["ip"]:
         yield "the command ip is missing, so what is in the way cannot be seen; install the package that has it, iproute2 or iproute"
+    if not build and not found["ipv6"] and ":" in site.get("group", ""):
+        yield (
+            f"IPv6 is off on this node, and the multicast group {site['group']} of the users' networks is of IPv6; switch IPv6 on (no ipv6.disable=1 "
+            "on the kernel's command line, net.ipv6.conf.all.disable_ipv6=0, net.ipv6.conf.default.disable_ipv6=0), or set uvn_group to one of IPv4"
+        )
     if found["sshd_pam"] not in ("yes", "absent"):
         yield (
             f"sshd runs with UsePAM {found['sshd_pam']}, so users would log in without a network and all their connections would fail; "

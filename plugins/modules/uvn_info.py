@@ -78,6 +78,11 @@ node:
       description: How many connections and datagrams to other users' abstract Unix sockets were refused and let pass.
       type: dict
       returned: always
+    ipv6:
+      description: Whether users have IPv6, which needs it on the node (C(enabled)), and whether it leaves the listed subnets (C(ip6tables)).
+      type: dict
+      returned: always
+      sample: {enabled: true, ip6tables: true}
     strays:
       description: Sockets of users outside their networks, up to 100 of each user, with the program that holds each where it was found.
       type: list

@@ -76,7 +76,7 @@ def _route(route: Route) -> list[str]:
 
 
 def _nexthop(hop: Nexthop) -> str:
-    return f"via {hop.gateway} dev {hop.device} onlink" if hop.gateway else f"dev {hop.device}"
+    return f"via {hop.gateway} dev {hop.device}{' onlink' if hop.onlink else ''}" if hop.gateway else f"dev {hop.device}"
 
 
 _RENDERERS = {Vrf: _vrf, Vxlan: _vxlan, Address: _address, Route: _route}

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import subprocess
 
 import pytest
-from nodes import SITE, Agent, Listener, Node, connect, groups_of, inject, rules_of, run
+from nodes import FORK, SITE, Agent, Listener, Node, connect, groups_of, inject, rules_of, run
 from uvn.identity import LINK_GROUP
 from uvn.objects import Rule, Vrf, Vxlan
 from uvn.site import parse
@@ -176,6 +178,77 @@ def test_a_route_of_main_is_mirrored_with_its_next_hops(one):
     table = one.sh("ip route show table 100002001")
     assert "blackhole 198.51.100.0/24" in table and "nexthop via 10.10.0.1 dev wan0 weight 2" in table
     assert "src 100.64.7.209" in table
+
+
+ALL_METRICS = (
+    "mtu lock 1300 advmss lock 1260 window 65535 initcwnd 20 initrwnd 30 rto_min 50ms quickack 1 congctl lock reno hoplimit 60 "
+    "reordering 9 features ecn fastopen_no_cookie 1"
+)
+ROUTES = {
+    "every metric": f"ip route add default via 10.10.0.1 {ALL_METRICS}",
+    "two by type of service": "ip route add 203.0.113.0/24 via 10.10.0.1; ip route add 203.0.113.0/24 tos 0x10 via 10.10.0.2 mtu 1400",
+    "onlink": "ip route add 203.0.113.0/24 via 172.31.0.1 dev wan0 onlink",
+    "weights": "ip route add 203.0.113.0/24 mtu 1400 nexthop via 10.10.0.1 weight 3 nexthop via 172.31.0.1 dev em1 onlink weight 5",
+    "a gateway of IPv6": "ip route add 203.0.113.0/24 via inet6 2001:db8:10::1 dev wan0",
+    "a scope": "ip route add 203.0.113.0/24 dev wan0 scope global",
+    "realms": "ip route add 203.0.113.0/24 via 10.10.0.1 realm 5/7",
+    "a tunnel without device": "ip route add 203.0.113.0/24 encap ip id 7 dst 10.10.0.9 via 10.10.0.1 dev wan0",
+    "prohibited": "ip route add prohibit 203.0.113.0/24",
+    "a next hop object": "ip nexthop add id 11 via 10.10.0.1 dev wan0; ip route add 203.0.113.0/24 nhid 11 mtu 1400",
+    "a group of them": (
+        "ip nexthop add id 11 via 10.10.0.1 dev wan0; ip nexthop add id 12 via 172.31.0.1 dev em1 onlink; "
+        "ip nexthop add id 20 group 11,3/12,5; ip route add 203.0.113.0/24 nhid 20"
+    ),
+    "IPv6: every metric": f"ip -6 route add default via 2001:db8:10::1 {ALL_METRICS}",
+    "IPv6: a preference": "ip -6 route add 2001:db8:9::/48 via 2001:db8:10::1 metric 5 pref high",
+    "IPv6: onlink": "ip -6 route add 2001:db8:9::/48 via 2001:db8:77::1 dev wan0 onlink",
+    "IPv6: weights": "ip -6 route add 2001:db8:9::/48 nexthop via 2001:db8:10::1 weight 3 nexthop via fe80::9 dev em1 weight 5",
+    "IPv6: a next hop object": "ip -6 nexthop add id 13 via 2001:db8:10::1 dev wan0; ip -6 route add 2001:db8:9::/48 nhid 13",
+}
+
+
+def site_routes(node, table):
+    """The routes of a table to what the tests route to, but for table, source, protocol and the number of a next hop object."""
+    lines = node.sh(f"for version in 4 6; do ip -$version -d route show table {table} | sed ':a;N;$!ba;s/\\n\\t/ /g'; done").splitlines()
+    wanted = [line for line in lines if "4278198272" not in line and any(part in line for part in ("default", "203.0.113.", "2001:db8:9:"))]
+    return [_comparable(line) for line in wanted]
+
+
+def _comparable(line):
+    """A route in one order of its next hops."""
+    about = r" (proto|src|nhid) \S+| nh_info id \d+ (group \S+|via \S+ dev \S+)( scope \S+)?"
+    route, *hops = re.split(r" nexthop ", " ".join(re.sub(about, "", line).split()))
+    return " nexthop ".join([route, *sorted(hops)])
+
+
+@pytest.mark.parametrize("script", ROUTES.values(), ids=ROUTES.keys())
+def test_a_mirrored_route_has_all_that_the_original_has(one, script):
+    one.sh(script)
+    one.ensure(ALICE)
+    originals = site_routes(one, "main")
+    assert originals and site_routes(one, 100002001) == originals
+    assert one.pending(ALICE) == [], "what was made is read back as it was planned"
+
+
+def test_a_next_hop_object_of_which_the_kernel_tells_the_number_only(one):
+    one.sh(f"sysctl -qw net.ipv4.nexthop_compat_mode=0; {ROUTES['a group of them']}; {ROUTES['IPv6: a next hop object']}")
+    one.ensure(ALICE)
+    assert one.pending(ALICE) == []
+    routes = site_routes(one, 100002001)
+    assert "nexthop via 10.10.0.1 dev wan0 weight 3 nexthop via 172.31.0.1 dev em1 weight 5 onlink" in routes[0]
+    assert routes[1].startswith("unicast 2001:db8:9::/48 via 2001:db8:10::1 dev wan0")
+
+
+def test_a_route_that_asks_other_tables_ends_in_the_user_s(one):
+    one.sh("ip route add throw 203.0.113.0/24")
+    one.ensure(ALICE)
+    assert one.pending(ALICE) == [] and site_routes(one, 100002001)[0].startswith("unreachable 203.0.113.0/24")
+
+
+def test_a_gateway_that_is_on_no_link_any_more_is_mirrored(one):
+    one.sh("ip route add 172.31.0.0/24 dev wan0; ip route add default via 172.31.0.1; ip route del 172.31.0.0/24 dev wan0")
+    one.ensure(ALICE)
+    assert one.pending(ALICE) == [] and "via 172.31.0.1 dev wan0" in site_routes(one, 100002001)[0]
 
 
 @pytest.fixture(scope="module")
@@ -409,6 +482,52 @@ def test_a_list_of_nodes_keeps_out_who_is_none(pair, container):
     finally:
         b.site = site
         whole_again(pair)
+
+
+def put(device, address, port, count):
+    """Send bytes over TCP; how many the other side says that it got, or the name of the error."""
+    with socket.create_connection((address, port)) if not device else socket.socket() as connection:
+        if device:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+            connection.connect((address, port))
+        connection.settimeout(10)
+        try:
+            connection.sendall(bytes(count))
+            connection.shutdown(socket.SHUT_WR)
+            return int(connection.recv(100))
+        except OSError as error:
+            return type(error).__name__
+
+
+def take(port, ready, connections):
+    """Tell as many callers how many bytes they sent."""
+    with socket.create_server(("", port)) as listener:
+        ready.set()
+        for _number in range(connections):
+            connection, _peer = listener.accept()
+            with connection:
+                got = 0
+                while part := connection.recv(65536):
+                    got += len(part)
+                connection.sendall(str(got).encode())
+
+
+def test_a_black_hole_that_the_site_closed_with_mtu_lock_is_closed_for_users(pair, outside):
+    a, _b = pair
+    a.sh("ip link set wan0 gso_max_segs 1; ip route replace default via 10.10.0.33 mtu lock 1300 advmss 1260")
+    a.ensure(ALICE)
+    outside.sh("nft 'add table inet hole; add chain inet hole input { type filter hook input priority -200; }; "
+               "add rule inet hole input meta length > 1300 counter drop'")  # fmt: skip
+    ready = FORK.Event()
+    server = outside.call_later(take, 8081, ready, 2)
+    try:
+        assert ready.wait(10)
+        assert [a.call(put, device, "203.0.113.1", 8081, 100000) for device in ("", "vrf2001")] == [100000, 100000]
+        assert "packets 0 bytes 0" in outside.sh("nft list table inet hole")
+    finally:
+        server.kill()
+        outside.sh("nft delete table inet hole")
+        a.sh("ip route replace default via 10.10.0.33")
 
 
 INJECTIONS = {"from a user's network to another node": "192.168.80.32", "to localhost": "127.0.0.1", "to the own address": "192.168.80.31"}

@@ -132,6 +132,25 @@ def test_the_largest_packet_passes_for_every_mtu(make_pair, mtu):
     assert a.sh(f"ping -c 1 -W 5 -M do -s {vxlan.mtu - 28} -I vrf2001 192.168.80.82 >/dev/null && echo passed").strip() == "passed"
 
 
+def test_a_vxlan_too_narrow_for_ipv6_carries_ipv4(make_pair):
+    a, b = make_pair()
+    for node in (a, b):
+        node.widen("em1", 1320)
+    network_of(a, b, ALICE, BOB)
+    assert reaches(a, b, ALICE, "192.168.80.82")
+    with Listener(a, "vrf2001", "::", 8888):
+        assert a.call(connect, "vrf2001", "fd00:80::81", 8888).startswith("vrf2001 "), "the node's own address answers all the same"
+
+
+def test_a_site_without_ipv4(make_pair):
+    site = {"underlays": [{"subnets": ["fd00:80::/64"], "port": 800}], "group": "ff05::1:1"}
+    a, b = make_pair("for nic in em1 ib0 wan0; do ip -4 addr flush dev $nic; done", site=site)
+    network_of(a, b, ALICE, BOB)
+    assert reaches(a, b, ALICE, "fd00:80::82")
+    with Listener(a, "vrf2001", "0.0.0.0", 8888):
+        assert a.call(connect, "vrf2001", "127.0.0.1", 8888).startswith("vrf2001 ")
+
+
 def test_nodes_with_only_one_of_the_subnets(make_pair):
     a, b = make_pair(scripts=("", "ip link del ib0"))
     network_of(a, b, ALICE, BOB)

@@ -81,7 +81,7 @@ def test_batch_renders_an_ipv6_underlay_and_an_altname(host):
 
 
 def test_batch_renders_several_next_hops():
-    hops = (Nexthop("em1", ipaddress.ip_address("192.168.80.1"), 2), Nexthop("ib0"))
+    hops = (Nexthop("em1", ipaddress.ip_address("192.168.80.1"), 2, onlink=True), Nexthop("ib0"))
     route = Route(5, ipaddress.ip_network("10.0.0.0/8"), 20, nexthops=hops, source=ipaddress.ip_address("100.64.7.209"))
     assert batch.render([route]) == (
         "route replace unicast 10.0.0.0/8 table 5 proto 117 metric 20 src 100.64.7.209 "

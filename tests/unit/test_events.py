@@ -56,6 +56,7 @@ EVENTS = {
     "an address of a user's device": (address(events.RTM_DELADDR, DEVICE), HERS),
     "an address of the dummy": (address(events.RTM_NEWADDR, DUMMY), Effects(users={LINK_GROUP})),
     "a user's address on the dummy": (address(events.RTM_DELADDR, DUMMY, NAT6 + 2001), HERS),
+    "a next hop object changes": (message(104, bytes(8), [(1, number(11))]), LOOK),
     "a NIC goes down": (link(events.RTM_NEWLINK, NIC, changed=1), TOUCHED),
     "a NIC gets another MTU": (link(events.RTM_NEWLINK, NIC), LOOK),
     "a NIC is deleted": (link(events.RTM_DELLINK, NIC), TOUCHED),

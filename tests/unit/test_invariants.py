@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from uvn.diff import Change, diff
 from uvn.identity import identify
-from uvn.objects import Address, Member, Nexthop, Object, Route, Vrf, Vxlan
-from uvn.plan import user_network
+from uvn.objects import Address, Chain, Member, Nexthop, Object, Route, Rule, Sysctl, Vrf, Vxlan
+from uvn.plan import LAST_RESORT, node, user_network
 from uvn.site import parse
 from uvn.underlay import Host, Nic
 
@@ -23,21 +23,24 @@ PREFIXES = {4: ("192.168.80.{}/21", "192.168.40.{}/21", "10.10.0.{}/24"), 6: ("f
 
 
 @st.composite
-def nics(draw, name):
+def nics(draw, name, versions):
     """A NIC with some addresses, in listed subnets and elsewhere, each from a number that no other NIC has."""
     number = draw(st.integers(1, 250))
-    chosen = draw(st.lists(st.sampled_from([text for texts in PREFIXES.values() for text in texts]), min_size=1, unique=True))
-    return Nic(name, draw(st.sampled_from([1500, 2044, 9000])), tuple(ipaddress.ip_interface(text.format(number)) for text in chosen))
+    chosen = draw(st.lists(st.sampled_from([text for version in versions for text in PREFIXES[version]]), min_size=1, unique=True))
+    return Nic(name, draw(st.sampled_from([1320, 1500, 2044, 9000])), tuple(ipaddress.ip_interface(text.format(number)) for text in chosen))
 
 
 @st.composite
 def hosts(draw):
-    """A node: up to four NICs, also with names that leave no room for the UID, and routes over them."""
+    """A node: up to four NICs, also with names that leave no room for the UID, and routes over them; with IPv6, with IPv6 off, or without it."""
+    ipv6, versions = draw(st.sampled_from([(True, (4, 6)), (False, (4, 6)), (False, (4,))]))
+    usable = (4, 6) if ipv6 else (4,)
     names = draw(st.lists(st.sampled_from(["em1", "ib0", "enp129s0f1np1", "bond0.4000", "wan0"]), min_size=1, max_size=4, unique=True))
-    devices = tuple(draw(nics(name)) for name in names)
+    devices = tuple(draw(nics(name, usable)) for name in names)
     routes = draw(st.lists(st.sampled_from(["0.0.0.0/0", "10.20.0.0/16", "::/0", "2001:db8:1::/48"]), unique=True))
     over = st.sampled_from(names)
-    return Host(devices, tuple(Route(254, ipaddress.ip_network(text), 0, nexthops=(Nexthop(draw(over)),)) for text in routes))
+    made = (Route(254, ipaddress.ip_network(text), 0, nexthops=(Nexthop(draw(over)),)) for text in routes)
+    return Host(devices, tuple(route for route in made if route.destination.version in usable), versions=versions, ipv6=ipv6)
 
 
 @st.composite
@@ -158,6 +161,29 @@ def test_a_node_that_changes_is_followed_without_a_forbidden_step(before, after,
     desired = planned(after, uid)
     kernel.apply(diff(desired, [*kernel.objects.values()]))
     assert kernel.objects == {obj.key: obj for obj in desired}
+
+
+@given(hosts(), UIDS)
+def test_without_ipv6_nothing_needs_it(host, uid):
+    objects = planned(host, uid)
+    assert host.ipv6 or not [obj for obj in objects if needs_ipv6(obj)]
+    closed = {obj.destination.version for obj in objects if isinstance(obj, Route) and obj.metric == LAST_RESORT}
+    assert closed == set(host.versions), "no socket of the user's ends in another table"
+    assert not [rule for rule in of_node(host) if isinstance(rule, (Rule, Chain)) and rule.version not in host.versions]
+    assert host.ipv6 or not [obj for obj in of_node(host) if isinstance(obj, Sysctl) and "ipv6" in obj.path]
+
+
+def of_node(host: Host) -> list[Object]:
+    return node(parse({**SITE, "ingress": [{"hosts": ["0.0.0.0/0"], "ports": ["61000"]}]}), host, 1, [])
+
+
+def needs_ipv6(obj: Object) -> bool:
+    """Whether a device that takes no IPv6 addresses refuses it."""
+    if isinstance(obj, Address):
+        return obj.interface.version == 6
+    if isinstance(obj, Route):
+        return obj.destination.version == 6 and obj.type != "unreachable"
+    return isinstance(obj, (Vrf, Vxlan)) and obj.ipv6
 
 
 @given(hosts(), UIDS, UIDS)

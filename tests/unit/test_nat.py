@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 from uvn import nat
 from uvn.diff import Change
@@ -82,3 +84,10 @@ def test_a_repair_says_which_rule_came_first():
     (chain,) = nat.parse(4, "*filter\n:UVN-FORWARD - [0:0]\n-A FORWARD -j DROP\n-A FORWARD -j UVN-FORWARD\nCOMMIT\n")
     change = Change("replace", Chain(4, "filter", "UVN-FORWARD", ()), chain)
     assert str(change) == "replace chain iptables filter UVN-FORWARD (the jump to this chain comes after -A FORWARD -j DROP)"
+
+
+@pytest.mark.parametrize(("program", "module", "found"), [(True, 0, [4, 6]), (True, 1, [4]), (False, 0, [4])])
+def test_ip6tables_needs_its_program_and_its_module(monkeypatch, program, module, found):
+    monkeypatch.setattr(nat.os.path, "exists", lambda path: program and path == "/usr/sbin/ip6tables-save")
+    monkeypatch.setattr(nat.subprocess, "run", lambda command, **_options: subprocess.CompletedProcess(command, module))
+    assert nat.versions() == found

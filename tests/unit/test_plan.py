@@ -93,6 +93,76 @@ def test_a_node_without_listed_subnets_has_a_vrf_all_the_same(site, host):
     assert Member(1234, "vrf1234") in objects
 
 
+def without_ipv6(host, versions):
+    """The same node as it is observed with IPv6 off."""
+    nics = tuple(replace(nic, addresses=tuple(a for a in nic.addresses if a.version == 4)) for nic in host.nics)
+    routes = tuple(route for route in host.routes if route.destination.version == 4)
+    return replace(host, nics=nics, routes=routes, versions=versions, ipv6=False)
+
+
+@pytest.mark.parametrize("versions", [(4,), (4, 6)], ids=["ipv6.disable=1", "disable_ipv6=1"])
+def test_a_node_without_ipv6_has_all_that_is_of_ipv4(site, host, versions):
+    def version(obj):
+        return getattr(obj, "interface", getattr(obj, "destination", net("0.0.0.0/0"))).version
+
+    alone = without_ipv6(host, versions)
+    closed = Route(100001234, net("::/0"), LAST_RESORT, "unreachable")
+    expected = [replace(obj, ipv6=False) if isinstance(obj, (Vrf, Vxlan)) else obj for obj in network(site, host) if version(obj) == 4]
+    assert [obj for obj in network(site, alone) if obj != closed] == expected
+    assert (closed in network(site, alone)) is (6 in versions), "users' sockets of IPv6 end there, and in no other table"
+    objects = node(site, alone, 1, [])
+    assert {obj.version for obj in objects if isinstance(obj, (Rule, Chain))} == set(versions)
+    assert {obj.version for obj in node(site, alone, 1, [], firewalls=[4]) if isinstance(obj, Chain)} == {4}
+    assert not [obj for obj in objects if isinstance(obj, Sysctl) and "ipv6" in obj.path]
+    assert [obj for obj in objects if isinstance(obj, Guard)] == [obj for obj in node(site, host, 1, []) if isinstance(obj, Guard)]
+
+
+def test_an_overlay_of_ipv6_ends_where_ipv6_is_off(host):
+    from uvn.site import parse
+
+    site = parse({"underlays": [{"subnets": ["fd00:80::/64"], "port": 800}], "group": "ff05::1:1"})
+    assert [obj for obj in network(site, host) if isinstance(obj, Vxlan)]
+    objects = network(site, without_ipv6(host, (4, 6)))
+    assert not [obj for obj in objects if isinstance(obj, Vxlan)] and Member(1234, "vrf1234") in objects
+
+
+@pytest.mark.parametrize(("mtu", "group", "carried"), [(1330, 4, True), (1329, 4, False), (1350, 6, True), (1349, 6, False)])
+def test_a_vxlan_narrower_than_ipv6_allows_carries_none(mtu, group, carried):
+    from conftest import SITE
+    from uvn.site import parse
+
+    site = parse({**SITE, "group": "239.192.193.194" if group == 4 else "ff05::1:1"})
+    addresses = tuple(ipaddress.ip_interface(text) for text in ("192.168.80.91/21", "fd00:80::91/64"))
+    objects = network(site, Host((Nic("em1", mtu, addresses),), ()))
+    (vxlan,) = [obj for obj in objects if isinstance(obj, Vxlan)]
+    assert vxlan.ipv6 is carried
+    assert [obj.device for obj in objects if isinstance(obj, Address) and obj.interface.ip == addresses[1].ip] == [
+        "em1u1234" if carried else "vrf1234"
+    ]
+    assert bool(routes_to(objects, "fd00:80::/64")) is carried
+
+
+def test_a_mirrored_route_differs_in_table_and_source_only(site, host):
+    hop = Nexthop("wan0", ip("10.10.0.7"), 3, onlink=True, encapsulation=((21, b"\x01\0"),))
+    route = Route(TABLE_MAIN, net("203.0.113.0/24"), 5, "unicast", (hop,), ip("10.10.0.91"), 0x10, ((1, 4), (2, 1300), (16, "reno")), 1, 0)
+    (mirrored,) = routes_to(network(site, replace(host, routes=(*host.routes, route))), "203.0.113.0/24")
+    assert mirrored == replace(route, table=100001234, source=ip("100.64.4.210"))
+
+
+@pytest.mark.parametrize(("gateway", "onlink"), [("10.10.0.7", False), ("172.31.0.1", True), ("fe80::1", False), ("2001:db8:77::1", True)])
+def test_a_gateway_that_no_route_leads_to_is_mirrored_as_on_link(site, host, gateway, onlink):
+    destination = net("203.0.113.0/24" if "." in gateway else "2001:db8:9::/48")
+    route = Route(TABLE_MAIN, destination, 5, nexthops=(Nexthop("wan0", ip(gateway)),))
+    (mirrored,) = routes_to(network(site, replace(host, routes=(*host.routes, route))), str(destination))
+    assert mirrored.nexthops == (Nexthop("wan0", ip(gateway), onlink=onlink),)
+
+
+def test_two_routes_by_type_of_service_are_two(site, host):
+    one = Route(TABLE_MAIN, net("203.0.113.0/24"), 0, nexthops=(Nexthop("wan0"),))
+    objects = network(site, replace(host, routes=(one, replace(one, tos=0x10))))
+    assert sorted(route.tos for route in {obj.key: obj for obj in routes_to(objects, "203.0.113.0/24")}.values()) == [0, 0x10]
+
+
 def test_one_nic_in_two_underlays_has_two_vxlans_of_different_names(site):
     both = Nic("em1", 1500, (ipaddress.ip_interface("192.168.80.1/21"), ipaddress.ip_interface("192.168.40.1/21")))
     objects = network(site, Host((both,), ()))

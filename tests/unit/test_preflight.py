@@ -26,6 +26,7 @@ FOUND = {
     "kernels": {"6.1.0-37-amd64": []},
     "cgroup": "cgroup2fs",
     "ip": True,
+    "ipv6": True,
     "sshd_pam": "yes",
     "pyroute2": {"version": "0.7.2", "path": "/usr/lib/python3/dist-packages"},
     "pyroute2_candidate": "0.7.2-2",
@@ -131,6 +132,13 @@ def test_a_fit_node_is_fit():
 def test_what_is_missing_is_named(found, options, sentence):
     (finding,) = preflight({**FOUND, **found}, SITE, **options)
     assert finding.startswith(sentence) and "; " in finding and "\n" not in finding
+
+
+def test_ipv6_is_needed_by_a_group_of_ipv6_only():
+    without = {**FOUND, "ipv6": False}
+    assert preflight(without, SITE) == [] and preflight(FOUND, {**SITE, "group": "ff05::1:1"}) == []
+    (finding,) = preflight(without, {**SITE, "group": "ff05::1:1"})
+    assert finding.startswith("IPv6 is off on this node, and the multicast group ff05::1:1 of the users' networks is of IPv6; ")
 
 
 def test_an_old_wheel_is_refused(tmp_path):

@@ -40,6 +40,7 @@ FIT = {
         "kernels": {},
         "cgroup": "cgroup2fs",
         "ip": True,
+        "ipv6": True,
         "sshd_pam": "yes",
         "pyroute2": {"version": "0.7.2", "path": "/usr/lib/python3/dist-packages"},
         "slurm": {},

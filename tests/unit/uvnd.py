@@ -118,7 +118,7 @@ class Node(Failing):
 
     def _host(self):
         self.call("host")
-        return SimpleNamespace(nics=())
+        return SimpleNamespace(nics=(), ipv6=True)
 
     @property
     def held(self):
@@ -198,6 +198,7 @@ class Keeping:
         monkeypatch.setattr(keeper, "withdraw", lambda uid: None)
         monkeypatch.setattr(keeper, "withdraw_strangers", self._withdraw_strangers)
         monkeypatch.setattr(keeper.accounts, "Inquiry", Directory)
+        monkeypatch.setattr(keeper, "ipv6", lambda: True)
         monkeypatch.setattr(keeper.accounts, "name_of", lambda uid: None)
         monkeypatch.setattr(keeper.accounts, "real_uids", lambda *_breathe: set(self.present))
         monkeypatch.setattr(events, "listen", lambda: None)

@@ -88,6 +88,7 @@ def _status(arguments: argparse.Namespace) -> int:
     print(f"hooks       {'attached' if node['hooks'] else NO_LSM}")
     for name in ("moves", "families", "abstract"):
         print(f"{name:<11} {', '.join(f'{count} {counter}' for counter, count in node[name].items())}")
+    print(f"ipv6        {_ipv6(node['ipv6'])}")
     print(f"strays      {len(node['strays'])}")
     for stray in node["strays"]:
         holder = f"{stray['program']} (PID {stray['pid']})" if stray["pid"] else "no process found"
@@ -100,6 +101,12 @@ def _status(arguments: argparse.Namespace) -> int:
         stays = "  persistent" if network["persistent"] else ""
         print(f"            {network['vrf']:<14} {network['user'] or '(name unknown)'}{stays}")
     return 0
+
+
+def _ipv6(state: dict[str, bool]) -> str:
+    if not state["enabled"]:
+        return "off on this node (ipv6.disable=1, or disable_ipv6 of all, default or uvn below net.ipv6.conf): users have IPv4 alone"
+    return "on" if state["ip6tables"] else "on, but there is no ip6tables or no kernel module for it: users' IPv6 does not leave the listed subnets"
 
 
 def _show(arguments: argparse.Namespace) -> int:

@@ -13,8 +13,8 @@ from .identity import LINK_GROUP, LINK_GROUP_MASK
 from .netlink import HEADER, IFADDR, IFINFO, RTMSG, Message, attributes_of, number_of, split
 
 # RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE (include/uapi/linux/rtnetlink.h), RTNLGRP_IPV6_RULE,
-# RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF
-EVENTS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18 | 1 << 23 | 1 << 24
+# RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF, RTNLGRP_NEXTHOP
+EVENTS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18 | 1 << 23 | 1 << 24 | 1 << 31
 INDEX_MAX = 0xFFFFFF  # what LINK_GROUP_MASK leaves
 RECEIVE_BUFFER = 8 * 2**20  # bytes; what does not fit is lost and makes us look at everything
 SO_RCVBUFFORCE = 33
@@ -38,7 +38,7 @@ class Effects:
 
     Parameters
     ----------
-    look: the node's NICs, addresses, routes or rules may have changed.
+    look: the node's NICs, addresses, routes, next hop objects or rules may have changed.
     touched: an address or the state of a NIC did, and the kernel may have dropped routes of any table without a word.
     node: what the node has for all users may have changed: nftables, forwarding or rp_filter.
     users: link groups of users whose devices, addresses or routes changed.
@@ -94,7 +94,7 @@ class Watcher:
             elif message.kind in (RTM_NEWNETCONF, RTM_DELNETCONF):
                 self._netconf(message, effects)
             else:
-                effects.look = True  # rules
+                effects.look = True  # rules and next hop objects
         return effects
 
     def _link(self, message: Message, effects: Effects) -> None:
@@ -157,7 +157,7 @@ class Watcher:
 
 
 def listen() -> socket.socket:
-    """A socket with notifications of links, addresses, routes, rules, forwarding and rp_filter."""
+    """A socket with notifications of links, addresses, routes, next hop objects, rules, forwarding and rp_filter."""
     return _listen(socket.NETLINK_ROUTE, EVENTS)
 
 

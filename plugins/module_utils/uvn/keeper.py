@@ -23,7 +23,7 @@ from . import accounts, events
 from .diff import Change
 from .errors import UvnError
 from .identity import LINK_GROUP
-from .kernel import socket_index
+from .kernel import ipv6, socket_index
 from .reconcile import Reconciler
 from .resolved import Resolved
 from .site import PATH, Site, load
@@ -234,6 +234,8 @@ class Keeper:
         self._effects.add(effects)
 
     def _known_host(self, reconciler: Reconciler) -> Host:
+        if self._host and self._host.ipv6 != ipv6():  # of a sysctl no notification tells
+            self._note(events.Effects(look=True))
         if self._host is None:
             self._host = reconciler.kernel.host()
             indices = (socket_index(nic.name) for nic in self._host.nics)
@@ -331,6 +333,7 @@ class Keeper:
             self._sweeps += 1
             if self._sweeps % EVERYBODY == 0:
                 self._note(events.Effects(touched=True))
+            self._known_host(reconciler)
             running = accounts.real_uids(self.breathe)
             present = running | reconciler.store.persistent()
             for uid in reconciler.uids():

@@ -10,6 +10,7 @@ with the number of users.
 from __future__ import annotations
 
 import errno
+import functools
 import importlib.util
 import ipaddress
 import os
@@ -17,7 +18,7 @@ import socket
 import struct
 import sys
 from dataclasses import replace
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, Sequence, Tuple
 
 from .diff import Change
 from .errors import UvnError
@@ -45,7 +46,8 @@ from .netlink import (
     u32,
 )
 from .objects import TABLE_LOCAL, TABLE_MAIN, Address, Dummy, Nexthop, Object, Route, Rule, Sysctl, Vrf, Vxlan
-from .underlay import Host, Nic
+from .plan import NAT_DEVICE
+from .underlay import IPV6_MTU, Host, Nic
 
 try:
     os.environ["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin"  # pyroute2 up to 0.9.6 runs `uname` and `file` when imported
@@ -72,12 +74,22 @@ RT_TABLE_COMPAT = 252  # the field of a message whose table does not fit into 8 
 IFLA_IFNAME, IFLA_AF_SPEC, IFLA_GROUP = 3, 26, 27
 IFLA_INET_CONF, IPV4_DEVCONF_ACCEPT_LOCAL = 1, 23  # include/uapi/linux/if_link.h, ip.h
 IFA_ADDRESS, IFA_LOCAL, IFA_CACHEINFO, IFA_FLAGS = 1, 2, 6, 8
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5, 6, 7, 9, 15
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH = 1, 4, 5, 6, 7, 8, 9
+RTA_TABLE, RTA_VIA, RTA_PREF, RTA_NH_ID = 15, 18, 20, 30
+RTA_REPEATED = (11, 21, 22)  # of a next hop: RTA_FLOW, RTA_ENCAP_TYPE, RTA_ENCAP
+RTAX_CC_ALGO = 16  # the one metric that is a name
+VIA = struct.Struct("=H")  # struct rtvia: family, before the address
+# include/uapi/linux/nexthop.h
+RTM_GETNEXTHOP = 106
+NHMSG = struct.Struct("=BBBxI")  # struct nhmsg: family, scope, protocol, flags
+NEXTHOP_GROUP = struct.Struct("=IBBH")  # struct nexthop_grp: id, weight - 1, its upper byte, reserved
+NHA_ID, NHA_GROUP, NHA_OIF = 1, 2, 5
+NEXTHOP_ATTRIBUTES = {6: RTA_GATEWAY, 7: 21, 8: 22}  # NHA_GATEWAY, NHA_ENCAP_TYPE, NHA_ENCAP: as a route has them
 RTM_F_CLONED = 0x200
 
 PROTOCOL = 117  # 'u': our routes, RTA protocol (include/uapi/linux/rtnetlink.h leaves numbers above 4 to user space)
 PROTOCOL_KERNEL = 2
-ROUTE_TYPES = {1: "unicast", 2: "local", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
+ROUTE_TYPES = {1: "unicast", 2: "local", 6: "blackhole", 7: "unreachable", 8: "prohibit", 9: "throw"}
 ROUTE_NUMBERS = {name: number for number, name in ROUTE_TYPES.items()}
 SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_HOST, SCOPE_NOWHERE = 0, 253, 254, 255
 IFA_F_NODAD, IFA_F_DEPRECATED, IFA_F_NOPREFIXROUTE = 0x02, 0x20, 0x200
@@ -87,6 +99,7 @@ UP = {"flags": IFF_UP, "change": IFF_UP}
 RTNH_F_ONLINK = 4
 ADDR_GEN_MODE_NONE = 1
 FR_ACT_TO_TBL, FR_ACT_UNREACHABLE = 1, 7
+CONF6 = "net/ipv6/conf"
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 VERSIONS = {socket.AF_INET: 4, socket.AF_INET6: 6}
 INTERFACES = {socket.AF_INET: ipaddress.IPv4Interface, socket.AF_INET6: ipaddress.IPv6Interface}
@@ -116,13 +129,14 @@ class Kernel:
 
     def host(self) -> Host:
         """NICs and main routes of the default VRF; the devices of users' networks are not looked at."""
+        usable = (4, 6) if ipv6() else (4,)
         main = [route for route, protocol in self._routes(TABLE_MAIN) if protocol != PROTOCOL]
-        routes = [route for route in main if _is_site_route(route)]
+        routes = [route for route in main if _is_site_route(route) and route.destination.version in usable]
         local = {nexthop.device for route, _protocol in self._routes(TABLE_LOCAL, 4) for nexthop in route.nexthops}
         devices = local | {nexthop.device for route in routes for nexthop in route.nexthops}
-        nics = [self._nic(device) for device in sorted(devices - {"lo"})]
+        nics = [self._nic(device, usable) for device in sorted(devices - {"lo"})]
         router = _read_sysctl("net/ipv4/conf/all/forwarding") == "1"
-        return Host(tuple(nic for nic in nics if nic), tuple(routes), router)
+        return Host(tuple(nic for nic in nics if nic), tuple(routes), router, versions(), 6 in usable)
 
     def network(self, who: Identity, names: Iterable[str], reply_table: int, nat_device: str) -> list[Object]:
         """What exists of a user's network, in the order of creation.
@@ -131,7 +145,8 @@ class Kernel:
         names and is not ours.
         """
         links = {message["index"]: message for message in self._links(who, names)}
-        objects: list[Object] = [_link_object(message) for message in links.values()]
+        enabled = ipv6()
+        objects: list[Object] = [_link_object(message, enabled) for message in links.values()]
         routes = list(self._routes(who.table))
         local = {route.destination.network_address for route, _protocol in routes if route.type == "local"}
         for index in links:
@@ -139,7 +154,7 @@ class Kernel:
         objects += [route for route, protocol in routes if protocol != PROTOCOL_KERNEL]
         vrf = next((index for index, obj in zip(links, objects) if isinstance(obj, Vrf)), None)
         objects += [route for route, _protocol in self._routes(reply_table, device=vrf)] if vrf else []
-        if self._has_address(nat_device, who.nat6):
+        if 6 in versions() and self._has_address(nat_device, who.nat6):
             objects.append(Address(nat_device, ipaddress.ip_interface(who.nat6)))
         return objects
 
@@ -185,8 +200,8 @@ class Kernel:
     def rules(self) -> list[Rule]:
         """All routing rules that a `Rule` can express."""
         found = []
-        for version, family in FAMILIES.items():
-            for message in self._netlink.dump(encode(fibmsg, RTM_GETRULE, NLM_F_DUMP, [], {"family": family})):
+        for version in versions():
+            for message in self._netlink.dump(encode(fibmsg, RTM_GETRULE, NLM_F_DUMP, [], {"family": FAMILIES[version]})):
                 found += _rule_objects(decode(fibmsg, message), version)
         return found
 
@@ -235,11 +250,19 @@ class Kernel:
         """The routes of a table, of both IP versions or one, over all devices or one, each with its protocol."""
         family = FAMILIES[version] if version else socket.AF_UNSPEC
         wanted = [(RTA_TABLE, u32(table))] + ([(RTA_OIF, u32(device))] if device else [])
-        names = _Names()
+        names, objects = _Names(), functools.lru_cache(maxsize=None)(self._nexthop_objects)
         for message in self._netlink.dump(pack(RTM_GETROUTE, NLM_F_DUMP, RTMSG.pack(family, *[0] * 8), wanted)):
-            route = _route_object(message, names)
+            route = _route_object(message, names, objects)
             if route:
                 yield route, RTMSG.unpack_from(message.data, HEADER.size)[5]
+
+    def _nexthop_objects(self) -> Hops:
+        """The next hop objects (`ip nexthop`) by number, each with its flags and attributes."""
+        found: Hops = {}
+        for message in self._netlink.dump(pack(RTM_GETNEXTHOP, NLM_F_DUMP, NHMSG.pack(0, 0, 0, 0), ())):
+            attributes = attributes_of(message.data, HEADER.size + NHMSG.size)
+            found[number_of(attributes[NHA_ID]) or 0] = NHMSG.unpack_from(message.data, HEADER.size)[3], attributes
+        return found
 
     def _link(self, device: str) -> Any:
         try:
@@ -267,12 +290,12 @@ class Kernel:
                 )
         return found
 
-    def _nic(self, device: str) -> Nic | None:
-        """A device of the default VRF that is up, with its global addresses; None for any other."""
+    def _nic(self, device: str, usable: tuple[int, ...]) -> Nic | None:
+        """A device of the default VRF that is up, with its global addresses of the IP versions in use; None for any other."""
         link = self._link(device)
         if not link or not link["flags"] & IFF_UP or _is_ours(link):
             return None
-        addresses = tuple(a.interface for a in self.addresses(link["index"]) if _is_global(a))
+        addresses = tuple(a.interface for a in self.addresses(link["index"]) if _is_global(a) and a.interface.version in usable)
         accept_ra = int(_read_sysctl(f"net/ipv6/conf/{device}/accept_ra") or 0)
         return Nic(device, link.get_attr("IFLA_MTU"), addresses, accept_ra) if addresses else None
 
@@ -313,6 +336,7 @@ class Batch:
 
 
 Index = Callable[[str], int]
+Hops = Dict[int, Tuple[int, Dict[int, bytes]]]
 
 
 def _requests(change: Change, index: Index) -> list[bytes]:
@@ -340,7 +364,7 @@ def _create_link(obj: Vrf | Vxlan | Dummy, index: Index) -> list[bytes]:
         return _create_vxlan(obj, index)
     attributes = [("IFLA_IFNAME", obj.device), ("IFLA_GROUP", obj.group)]
     if isinstance(obj, Dummy):
-        return [_down([*attributes, _link_info("dummy", [])]), *_bring_up(obj.device)]
+        return [_down([*attributes, _link_info("dummy", [])]), *_bring_up(obj.device, 6 in versions())]
     attributes += [("IFLA_ADDRESS", obj.mac), _link_info("vrf", [("IFLA_VRF_TABLE", obj.table)])]
     # Up at once: a VRF never gets a link-local address (addrconf_addr_gen, net/ipv6/addrconf.c).
     return [encode(ifinfmsg, RTM_NEWLINK, NEW | NLM_F_EXCL, attributes, UP), _accept_local(obj.device)]
@@ -378,7 +402,7 @@ def _create_vxlan(vxlan: Vxlan, index: Index) -> list[bytes]:
         ("IFLA_MTU", vxlan.mtu),
         _link_info("vxlan", data),
     ]
-    return [_down(attributes), *_altname(vxlan), *_bring_up(vxlan.device)]
+    return [_down(attributes), *_altname(vxlan), *_bring_up(vxlan.device, 6 in versions() and vxlan.mtu >= IPV6_MTU)]
 
 
 def _down(attributes: Sequence) -> bytes:
@@ -393,14 +417,13 @@ def _altname(vxlan: Vxlan) -> list[bytes]:
     return [encode(ifinfmsg, RTM_NEWLINKPROP, NEW | NLM_F_EXCL, [("IFLA_IFNAME", vxlan.device), names])]
 
 
-def _bring_up(device: str) -> list[bytes]:
-    """Up, without a link-local address."""
-    inet6 = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", ADDR_GEN_MODE_NONE)]}
-    without = [("IFLA_IFNAME", device), ("IFLA_AF_SPEC", {"attrs": [("AF_INET6", inet6)]})]
-    return [
-        encode(ifinfmsg, RTM_NEWLINK, SET, without),
-        encode(ifinfmsg, RTM_NEWLINK, SET, [("IFLA_IFNAME", device)], UP),
-    ]
+def _bring_up(device: str, inet6: bool) -> list[bytes]:
+    """Up, without a link-local address where the kernel could give one, be it later."""
+    up = encode(ifinfmsg, RTM_NEWLINK, SET, [("IFLA_IFNAME", device)], UP)
+    if not inet6:
+        return [up]
+    without = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", ADDR_GEN_MODE_NONE)]})]}
+    return [encode(ifinfmsg, RTM_NEWLINK, SET, [("IFLA_IFNAME", device), ("IFLA_AF_SPEC", without)]), up]
 
 
 def _link_info(kind: str, data: Sequence) -> tuple[str, dict]:
@@ -430,18 +453,22 @@ def _replace_route(route: Route, index: Index) -> bytes:
     attributes = _route_key(route)
     if route.source:
         attributes.append((RTA_PREFSRC, route.source.packed))
+    if route.metrics:
+        attributes.append((RTA_METRICS, pack_attributes((number, _metric(value)) for number, value in route.metrics)))
+    if route.preference:
+        attributes.append((RTA_PREF, bytes([route.preference])))
     flags = 0
     if len(route.nexthops) > 1:
-        attributes.append((RTA_MULTIPATH, b"".join(_hop(hop, index) for hop in route.nexthops)))
+        attributes.append((RTA_MULTIPATH, b"".join(_hop(hop, route, index) for hop in route.nexthops)))
     for hop in route.nexthops if len(route.nexthops) == 1 else ():
-        attributes += [(RTA_OIF, u32(index(hop.device))), *_gateway(hop)]
+        attributes += [(RTA_OIF, u32(index(hop.device))), *_way(hop, route)]
         flags = _onlink(hop)
     return pack(RTM_NEWROUTE, NEW | NLM_F_REPLACE, _route_body(route, PROTOCOL, _scope(route), ROUTE_NUMBERS[route.type], flags), attributes)
 
 
 def _route_body(route: Route, protocol: int, scope: int, kind: int, flags: int) -> bytes:
     table = route.table if route.table < 256 else RT_TABLE_COMPAT
-    return RTMSG.pack(FAMILIES[route.destination.version], route.destination.prefixlen, 0, 0, table, protocol, scope, kind, flags)
+    return RTMSG.pack(FAMILIES[route.destination.version], route.destination.prefixlen, 0, route.tos, table, protocol, scope, kind, flags)
 
 
 def _route_key(route: Route) -> list[tuple[int, bytes]]:
@@ -451,21 +478,31 @@ def _route_key(route: Route) -> list[tuple[int, bytes]]:
     return key + ([(RTA_DST, destination.network_address.packed)] if destination.prefixlen else [])
 
 
-def _hop(hop: Nexthop, index: Index) -> bytes:
-    gateway = pack_attributes(_gateway(hop))
-    return RTNEXTHOP.pack(RTNEXTHOP.size + len(gateway), _onlink(hop), hop.weight - 1, index(hop.device)) + gateway
+def _metric(value: int | str) -> bytes:
+    return value.encode() + b"\0" if isinstance(value, str) else u32(value)
 
 
-def _gateway(hop: Nexthop) -> list[tuple[int, bytes]]:
-    return [(RTA_GATEWAY, hop.gateway.packed)] if hop.gateway else []
+def _hop(hop: Nexthop, route: Route, index: Index) -> bytes:
+    way = pack_attributes(_way(hop, route))
+    return RTNEXTHOP.pack(RTNEXTHOP.size + len(way), _onlink(hop), hop.weight - 1, index(hop.device)) + way
+
+
+def _way(hop: Nexthop, route: Route) -> list[tuple[int, bytes]]:
+    if hop.gateway is None:
+        return [*hop.encapsulation]
+    if hop.gateway.version == route.destination.version:
+        return [(RTA_GATEWAY, hop.gateway.packed), *hop.encapsulation]
+    return [(RTA_VIA, VIA.pack(FAMILIES[hop.gateway.version]) + hop.gateway.packed), *hop.encapsulation]
 
 
 def _onlink(hop: Nexthop) -> int:
-    return RTNH_F_ONLINK if hop.gateway else 0
+    return RTNH_F_ONLINK if hop.onlink else 0
 
 
 def _scope(route: Route) -> int:
     """IPv4 wants a scope that fits (net/ipv4/fib_semantics.c); IPv6 ignores it."""
+    if route.scope is not None:
+        return route.scope
     if route.type == "local":
         return SCOPE_HOST
     on_link = route.type == "unicast" and all(nexthop.gateway is None for nexthop in route.nexthops)
@@ -491,6 +528,21 @@ def _rule(rule: Rule, kind: int, flags: int) -> bytes:
         attributes.append(("FRA_DST", str(rule.destination.network_address)))
         fields["dst_len"] = rule.destination.prefixlen
     return encode(fibmsg, kind, flags, attributes, fields)
+
+
+def versions() -> tuple[int, ...]:
+    """The IP versions that the kernel has; with ipv6.disable=1 on its command line, or without the module, IPv4 alone."""
+    return (4, 6) if os.path.exists(f"/proc/sys/{CONF6}/all") else (4,)
+
+
+def ipv6() -> bool:
+    """Whether devices that are made now take IPv6 addresses, and the dummy does.
+
+    A new device takes its `disable_ipv6` from `default`; what is written to `all` the kernel writes to `default` and to every device.
+    """
+    return all(_read_sysctl(f"{CONF6}/{name}/disable_ipv6") == "0" for name in ("all", "default")) and (
+        _read_sysctl(f"{CONF6}/{NAT_DEVICE}/disable_ipv6") != "1"
+    )
 
 
 def sysctls(desired: Iterable[Object]) -> list[Object]:
@@ -528,14 +580,17 @@ def _explain(change: Change, error: Any) -> str:
     return f"cannot {change}: {error}"
 
 
-def _link_object(message: Any) -> Object:
+def _link_object(message: Any, enabled: bool) -> Object:
+    """A link of ours; `enabled`: IPv6 is on on the node."""
     name = message.get_attr("IFLA_IFNAME")
     data = message.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
     up = bool(message["flags"] & IFF_UP)
+    inet6 = message.get_attr("IFLA_AF_SPEC").get_attr("AF_INET6")
+    takes_ipv6 = enabled and inet6 is not None and not inet6.get_attr("IFLA_INET6_CONF")["disable_ipv6"]
     if _link_kind(message) == "vrf":
         accept_local = message.get_attr("IFLA_AF_SPEC").get_attr("AF_INET")["accept_local"]
         group, mac = message.get_attr("IFLA_GROUP"), message.get_attr("IFLA_ADDRESS")
-        return Vrf(name, data.get_attr("IFLA_VRF_TABLE"), group, mac, up, bool(accept_local))
+        return Vrf(name, data.get_attr("IFLA_VRF_TABLE"), group, mac, up, bool(accept_local), takes_ipv6)
     remote = data.get_attr("IFLA_VXLAN_GROUP") or data.get_attr("IFLA_VXLAN_GROUP6") or "0.0.0.0"
     version = ipaddress.ip_address(remote).version
     ports = data.get_attr("IFLA_VXLAN_PORT_RANGE")
@@ -559,6 +614,7 @@ def _link_object(message: Any) -> Object:
         mac=message.get_attr("IFLA_ADDRESS"),
         mtu=message.get_attr("IFLA_MTU"),
         up=up,
+        ipv6=takes_ipv6,
     )
 
 
@@ -601,38 +657,68 @@ class _Names(dict):
         return self[index]
 
 
-def _route_object(message: Message, names: _Names) -> Route | None:
-    family, length, _source, _tos, table, _protocol, _scope_, number, flags = RTMSG.unpack_from(message.data, HEADER.size)
+def _route_object(message: Message, names: _Names, objects: Callable[[], Hops]) -> Route | None:
+    """A route; `objects` gives the next hop objects, for a route of which the kernel tells no more than their number."""
+    family, length, _source, tos, table, _protocol, scope, number, flags = RTMSG.unpack_from(message.data, HEADER.size)
     kind = ROUTE_TYPES.get(number)
     if kind is None or flags & RTM_F_CLONED or family not in VERSIONS:
         return None
     attributes = attributes_of(message.data, HEADER.size + RTMSG.size)
     source = attributes.get(RTA_PREFSRC)
-    return Route(
+    hops = _nexthops(attributes, flags, names, objects) if kind in ("unicast", "local") else ()
+    if hops is None:
+        return None
+    route = Route(
         table=number_of(attributes.get(RTA_TABLE)) or table,
         destination=NETWORKS[family]((attributes.get(RTA_DST, ANYWHERE[family]), length), strict=False),
         metric=number_of(attributes.get(RTA_PRIORITY)) or 0,
         type=kind,
-        nexthops=_nexthops(attributes, names) if kind in ("unicast", "local") else (),
+        nexthops=hops,
         source=ipaddress.ip_address(source) if source else None,
+        tos=tos,
+        metrics=tuple((number, _metric_value(number, value)) for number, value in attributes_of(attributes.get(RTA_METRICS, b"")).items()),
+        preference=number_of(attributes.get(RTA_PREF)) or 0,
     )
+    return replace(route, scope=scope) if family == socket.AF_INET and scope != _scope(route) else route
 
 
-def _nexthops(attributes: dict[int, bytes], names: _Names) -> tuple[Nexthop, ...]:
+def _metric_value(number: int, value: bytes) -> int | str:
+    return value.rstrip(b"\0").decode() if number == RTAX_CC_ALGO else int.from_bytes(value, sys.byteorder)
+
+
+def _nexthops(attributes: dict[int, bytes], flags: int, names: _Names, objects: Callable[[], Hops]) -> tuple[Nexthop, ...] | None:
+    """None of a route whose next hop object went meanwhile, and so the route."""
     several = attributes.get(RTA_MULTIPATH, b"")
+    if not several and RTA_NH_ID in attributes and RTA_OIF not in attributes:  # net.ipv4.nexthop_compat_mode=0
+        return _hops_of_object(number_of(attributes[RTA_NH_ID]) or 0, names, objects())
     if not several:
-        return (_nexthop(attributes, number_of(attributes.get(RTA_OIF)) or 0, 1, names),)
+        return (_nexthop(attributes, number_of(attributes.get(RTA_OIF)) or 0, 1, flags, names),)
     hops, offset = [], 0
     while offset + RTNEXTHOP.size <= len(several):
-        length, _flags, more, index = RTNEXTHOP.unpack_from(several, offset)
-        hops.append(_nexthop(attributes_of(several[offset : offset + length], RTNEXTHOP.size), index, more + 1, names))
+        length, flags, more, index = RTNEXTHOP.unpack_from(several, offset)
+        hops.append(_nexthop(attributes_of(several[offset : offset + length], RTNEXTHOP.size), index, more + 1, flags, names))
         offset += length + -length % 4
     return tuple(sorted(hops, key=repr))
 
 
-def _nexthop(attributes: dict[int, bytes], index: int, weight: int, names: _Names) -> Nexthop:
-    gateway = attributes.get(RTA_GATEWAY)
-    return Nexthop(names[index], ipaddress.ip_address(gateway) if gateway else None, weight)
+def _hops_of_object(number: int, names: _Names, objects: Hops) -> tuple[Nexthop, ...] | None:
+    """The next hops of an object, or of the members of a group."""
+    group = objects[number][1].get(NHA_GROUP) if number in objects else None
+    members = [(member, weight + 1) for member, weight, _upper, _reserved in NEXTHOP_GROUP.iter_unpack(group)] if group else [(number, 1)]
+    hops = []
+    for member, weight in members:
+        if member not in objects:
+            return None
+        flags, attributes = objects[member]
+        as_of_route = {route: attributes[hop] for hop, route in NEXTHOP_ATTRIBUTES.items() if hop in attributes}
+        hops.append(_nexthop(as_of_route, number_of(attributes.get(NHA_OIF)) or 0, weight if len(members) > 1 else 1, flags, names))
+    return tuple(sorted(hops, key=repr))
+
+
+def _nexthop(attributes: dict[int, bytes], index: int, weight: int, flags: int, names: _Names) -> Nexthop:
+    gateway = attributes.get(RTA_GATEWAY) or attributes.get(RTA_VIA, b"")[VIA.size :]
+    repeated = tuple((number, attributes[number]) for number in RTA_REPEATED if number in attributes)
+    return Nexthop(names[index], ipaddress.ip_address(gateway) if gateway else None, weight, bool(flags & RTNH_F_ONLINK), repeated)
 
 
 def _rule_objects(message: Any, version: int) -> list[Rule]:

@@ -8,6 +8,7 @@ What accepts must live where the site's firewall decides; what the site wrote is
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from typing import Sequence
@@ -19,6 +20,7 @@ from .objects import Chain, Object
 PREFIX = "UVN-"
 COMMANDS = {4: "iptables", 6: "ip6tables"}
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+MODULE6 = "ip6t_icmp6"  # the match that iptables has of its own for IPv6; the kernel asks for its module by this name
 TIMEOUT = 30  # seconds, for the lock that iptables takes
 PASS = {"LOG", "NFLOG", "TRACE", "MARK", "CONNMARK", "CT", "DSCP", "TCPMSS"}  # targets after which the next rule comes
 DEPTH = 10  # of chains that jump to chains
@@ -29,7 +31,18 @@ def observe() -> list[Object]:
 
     Others want to be first as well. What cannot decide against our chain may come before it, or two programs would repair for ever.
     """
-    return [chain for version in COMMANDS for chain in parse(version, _run(version, "-save", []))]
+    return [chain for version in versions() for chain in parse(version, _run(version, "-save", []))]
+
+
+def versions() -> list[int]:
+    """The IP versions whose iptables the node has; without ip6tables, its program or its modules, users' IPv6 ends at the node."""
+    return [4, 6] if os.path.exists(_command(6, "-save")) and _has_module(MODULE6) else [4]
+
+
+def _has_module(alias: str) -> bool:
+    """Whether the kernel has a module or gets it as it would by itself, so that the site's files for modprobe decide."""
+    done = subprocess.run(["/usr/sbin/modprobe", "--quiet", alias], env=ENVIRONMENT, capture_output=True, timeout=TIMEOUT, check=False)
+    return done.returncode == 0
 
 
 def parse(version: int, text: str) -> list[Object]:
@@ -98,8 +111,12 @@ def _jump(chain: str) -> str:
     return f"-A {_builtin(chain)} -j {chain}"
 
 
+def _command(version: int, suffix: str) -> str:
+    return f"/usr/sbin/{COMMANDS[version]}{suffix}"
+
+
 def _run(version: int, suffix: str, arguments: list[str], text: str | None = None) -> str:
-    command = f"/usr/sbin/{COMMANDS[version]}{suffix}"
+    command = _command(version, suffix)
     try:
         done = subprocess.run(
             [command, *arguments], input=text, capture_output=True, text=True, env=ENVIRONMENT, timeout=2 * TIMEOUT, check=False

@@ -47,6 +47,7 @@ class Vrf(Object):
     """A VRF device (drivers/net/vrf.c); `group` marks it as ours.
 
     `accept_local`: takes packets whose source is an address of the node (of a listed daemon on the node itself, see ingress).
+    `ipv6`: IPv6 is on on the node and on the device, which takes the sysctl `disable_ipv6` from `default` when it is made.
     """
 
     kind: ClassVar[str] = "vrf"
@@ -56,6 +57,7 @@ class Vrf(Object):
     mac: str
     up: bool = True
     accept_local: bool = True
+    ipv6: bool = True
 
     @property
     def key(self):
@@ -71,6 +73,7 @@ class Vxlan(Object):
     nic: the underlay NIC; local: its address, the source of the outer packets.
     port: UDP destination port; source_ports: first and last UDP source port.
     mtu: bytes.
+    ipv6: as for `Vrf`; never where the MTU is below IPv6's least.
     """
 
     kind: ClassVar[str] = "vxlan"
@@ -89,6 +92,7 @@ class Vxlan(Object):
     mac: str
     mtu: int
     up: bool = True
+    ipv6: bool = True
 
     @property
     def key(self):
@@ -129,16 +133,32 @@ class Address(Object):
 
 @dataclass(frozen=True)
 class Nexthop:
-    """One way of a route; `gateway` None means that the destination is on the link."""
+    """One way of a route; `gateway` None means that the destination is on the link.
+
+    Parameters
+    ----------
+    gateway: may be of IPv6 in a route of IPv4 (RFC 5549).
+    onlink: the gateway need not be in a network that the routes of the device lead to.
+    encapsulation: attributes of the kernel's that are repeated as they are, RTA_* numbers with their values (realms, tunnels without device).
+    """
 
     device: str
     gateway: Union[IpAddress, None] = None
     weight: int = 1
+    onlink: bool = False
+    encapsulation: Tuple[Tuple[int, bytes], ...] = ()
 
 
 @dataclass(frozen=True)
 class Route(Object):
-    """A route; `type` is the kernel's name: unicast, local or unreachable (the last without next hops)."""
+    """A route; `type` is the kernel's name, such as unicast, local or unreachable (the last without next hops).
+
+    Parameters
+    ----------
+    metrics: RTAX_* numbers with their values (include/uapi/linux/rtnetlink.h): MTU, which are locked, windows, congestion control.
+    preference: RFC 4191, as the kernel has it.
+    scope: of IPv4 where it is another than follows from type and next hops.
+    """
 
     kind: ClassVar[str] = "route"
     table: int
@@ -147,10 +167,14 @@ class Route(Object):
     type: str = "unicast"
     nexthops: Tuple[Nexthop, ...] = ()
     source: Union[IpAddress, None] = None
+    tos: int = 0
+    metrics: Tuple[Tuple[int, Union[int, str]], ...] = ()
+    preference: int = 0
+    scope: Union[int, None] = None
 
     @property
     def key(self):
-        return (self.kind, self.table, self.destination, self.metric)
+        return (self.kind, self.table, self.destination, self.metric, self.tos)
 
     @property
     def name(self) -> str:
@@ -351,4 +375,6 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if value is None or isinstance(value, (bool, int, str)):
         return value
+    if isinstance(value, bytes):
+        return value.hex()
     return str(value)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from typing import Iterable, Iterator, Sequence
 
 from .errors import UvnError
@@ -35,7 +36,7 @@ from .objects import (
     merge,
 )
 from .site import PROTOCOLS, Opening, Site
-from .underlay import Attachment, Host, attach, mac
+from .underlay import IPV6_MTU, Attachment, Host, attach, mac
 
 SOURCE_PORTS = (512, 1023)  # of the outer packets: an unprivileged program on any host cannot use them
 NAT_DEVICE = "uvn"  # dummy in the default VRF that makes the IPv6 NAT addresses valid as a route's source
@@ -107,14 +108,14 @@ def user_network(site: Site, who: Identity, host: Host) -> list[Object]:
     """Everything that makes the network of one user on one node, in the order of creation."""
     attachments = attach(site, host)
     names = _device_names(attachments, who.uid)
-    objects: list[Object] = [Vrf(who.vrf, who.table, who.group, vrf_mac(who.uid))]
-    objects += [_vxlan(site, who, attachment, name) for attachment, name in zip(attachments, names)]
+    objects: list[Object] = [Vrf(who.vrf, who.table, who.group, vrf_mac(who.uid), ipv6=host.ipv6)]
+    objects += [_vxlan(site, who, host, attachment, name) for attachment, name in zip(attachments, names)]
     objects += _vrf_addresses(who, host, attachments)
     for attachment, (device, _altname) in zip(attachments, names):
         objects += _overlay(who, attachment, device)
         objects += _direct(who, attachment)
     objects += _mirrored(who, host, attachments)
-    objects += _ends(site, who)
+    objects += _ends(site, who, host)
     objects += own_elements(who)
     objects.append(Member(who.uid, who.vrf))
     return objects
@@ -136,12 +137,18 @@ def exempt_account(uid: int) -> list[Object]:
 
 
 def node(
-    site: Site, host: Host, netns_cookie: int, exempt: Iterable[int], users: Iterable[Identity] = (), hooks: bool = False
+    site: Site,
+    host: Host,
+    netns_cookie: int,
+    exempt: Iterable[int],
+    users: Iterable[Identity] = (),
+    hooks: bool = False,
+    firewalls: Sequence[int] = (4, 6),
 ) -> list[Object]:
     """Everything a node needs once, in the order of creation.
 
     `exempt` are UIDs of exempt users and groups; `users` have networks: the guard is never made without what it lets them do;
-    `hooks`: the kernel has security hooks for BPF programs.
+    `hooks`: the kernel has security hooks for BPF programs; `firewalls`: the IP versions that iptables is there for.
     """
     objects: list[Object] = [
         Sysctl("net/ipv4/tcp_l3mdev_accept", "1"),
@@ -150,9 +157,9 @@ def node(
         Dummy(NAT_DEVICE, LINK_GROUP),
     ]
     objects += _forwarding(site, host)
-    objects += _rules(site)
+    objects += _rules(site, host)
     objects += _multicast(site, attach(site, host))
-    objects += _chains(site)
+    objects += _chains(site, [version for version in host.versions if version in firewalls])
     objects.append(_guard(site, host.router))
     objects += _elements(site, host)
     objects += _ingress(site, host)
@@ -181,8 +188,9 @@ def _device_names(attachments: Sequence[Attachment], uid: int) -> list[tuple[str
     return names
 
 
-def _vxlan(site: Site, who: Identity, attachment: Attachment, name: tuple[str, str | None]) -> Vxlan:
+def _vxlan(site: Site, who: Identity, host: Host, attachment: Attachment, name: tuple[str, str | None]) -> Vxlan:
     version = site.group.version
+    mtu = attachment.mtu(version)
     return Vxlan(
         device=name[0],
         altname=name[1],
@@ -197,7 +205,8 @@ def _vxlan(site: Site, who: Identity, attachment: Attachment, name: tuple[str, s
         source_ports=SOURCE_PORTS,
         udp_checksum=site.udp_checksum,
         mac=attachment.mac(who.uid),
-        mtu=attachment.mtu(version),
+        mtu=mtu,
+        ipv6=host.ipv6 and mtu >= IPV6_MTU,
     )
 
 
@@ -207,21 +216,23 @@ def _vrf_addresses(who: Identity, host: Host, attachments: Sequence[Attachment])
     Since Linux 6.10 (and in its stable relatives) a route over a NIC outside the VRF has its preferred source ignored, the
     kernel selects an address of the VRF (ip6_route_get_saddr, fib_select_path): it must find the NAT address only.
     """
-    overlaid = {address for attachment in attachments for address in attachment.addresses}
+    overlaid = {address for attachment in attachments for address in attachment.carried}
     others = [str(a.ip) for nic in host.nics for a in nic.addresses if a not in overlaid]
-    own = {f"{who.nat4}/32": True, f"{who.nat6}/128": True, "127.0.0.1/8": False, "::1/128": False}
+    own = {f"{who.nat4}/32": True, "127.0.0.1/8": False}
+    own.update({f"{who.nat6}/128": True, "::1/128": False} if host.ipv6 else {})
     own.update(dict.fromkeys(others, False))
     objects: list[Object] = [Address(who.vrf, ipaddress.ip_interface(text), selectable) for text, selectable in own.items()]
-    objects.append(Address(NAT_DEVICE, ipaddress.ip_interface(who.nat6)))
+    if host.ipv6:
+        objects.append(Address(NAT_DEVICE, ipaddress.ip_interface(who.nat6)))
     objects.append(Route(who.table, LOOPBACK[4], 0, "local", (Nexthop(who.vrf),)))
     return objects
 
 
 def _overlay(who: Identity, attachment: Attachment, device: str) -> list[Object]:
     """The NIC's addresses on the VXLAN, and the listed subnets behind it."""
-    objects: list[Object] = [Address(device, interface) for interface in attachment.addresses]
+    objects: list[Object] = [Address(device, interface) for interface in attachment.carried]
     for subnet in attachment.underlay.subnets:
-        source = next((a.ip for a in attachment.addresses if a.ip in subnet), None)
+        source = next((a.ip for a in attachment.carried if a.ip in subnet), None)
         if source:
             objects.append(_route(who.table, subnet, (Nexthop(device),), source))
     return objects
@@ -238,19 +249,37 @@ def _direct(who: Identity, attachment: Attachment) -> list[Object]:
 
 
 def _mirrored(who: Identity, host: Host, attachments: Sequence[Attachment]) -> list[Object]:
-    """Every route of table main that does not lead into an overlay, over the same NIC, from the NAT address."""
+    """Every route of table main that does not lead into an overlay, with all that it has, from the NAT address."""
     subnets = [subnet for attachment in attachments for subnet in attachment.underlay.subnets]
+    links = [(hop.device, route.destination) for route in host.routes for hop in route.nexthops if hop.gateway is None]
     return [
-        Route(who.table, route.destination, route.metric, route.type, route.nexthops, _nat(who, route.destination.version))
+        replace(
+            route,
+            table=who.table,
+            type="unreachable" if route.type == "throw" else route.type,  # no other table is asked
+            nexthops=tuple(_reachable(hop, links) for hop in route.nexthops),
+            source=_nat(who, route.destination.version),
+        )
         for route in host.routes
         if not any(_within(route.destination, subnet) for subnet in subnets)
     ]
 
 
-def _ends(site: Site, who: Identity) -> list[Object]:
+def _reachable(hop: Nexthop, links: Sequence[tuple[str, IpNetwork]]) -> Nexthop:
+    """A next hop that the kernel takes: in table main it keeps one whose gateway no route over the device leads to any more.
+
+    `links` are the devices with the networks that table main has on them.
+    """
+    if hop.gateway is None or hop.gateway.is_link_local:
+        return hop
+    gateway = ipaddress.ip_network(hop.gateway)
+    return hop if any(device == hop.device and _within(gateway, network) for device, network in links) else replace(hop, onlink=True)
+
+
+def _ends(site: Site, who: Identity, host: Host) -> list[Object]:
     """What no route leads to is unreachable (never another table's), and replies to the NAT addresses come in."""
-    objects: list[Object] = [Route(who.table, ANY[version], LAST_RESORT, "unreachable") for version in (4, 6)]
-    for nat in (who.nat4, who.nat6):
+    objects: list[Object] = [Route(who.table, ANY[version], LAST_RESORT, "unreachable") for version in host.versions]
+    for nat in (who.nat4, who.nat6) if host.ipv6 else (who.nat4,):
         objects.append(_route(reply_table(site), ipaddress.ip_network(nat), (Nexthop(who.vrf),), None))
     return objects
 
@@ -260,21 +289,22 @@ def _forwarding(site: Site, host: Host) -> list[Object]:
 
     A NIC that listens to router advertisements goes on doing so only with accept_ra 2 (Documentation/networking/ip-sysctl.rst).
     """
-    objects: list[Object] = [Sysctl(f"net/ipv6/conf/{nic.name}/accept_ra", "2") for nic in host.nics if nic.accept_ra]
+    objects: list[Object] = [Sysctl(f"net/ipv6/conf/{nic.name}/accept_ra", "2") for nic in host.nics if nic.accept_ra and host.ipv6]
     objects += [Sysctl(f"net/ipv4/conf/{nic.name}/forwarding", "1") for nic in host.nics]
-    objects.append(Sysctl("net/ipv6/conf/all/forwarding", "1"))
+    objects += [Sysctl("net/ipv6/conf/all/forwarding", "1")] if host.ipv6 else []
     if site.group.num_addresses > 1:
         objects.append(Sysctl("net/ipv4/igmp_max_memberships", str(site.group.num_addresses + 20)))
     return objects
 
 
-def _rules(site: Site) -> list[Object]:
+def _rules(site: Site, host: Host) -> list[Object]:
     """The rule `local` behind l3mdev (paper, section on the local table), and the way back for the NAT addresses.
 
     That way is for packets from elsewhere: a local process of the default VRF must not reach users' listeners by it.
     """
     objects: list[Object] = []
-    for version, nat in ((4, site.nat4), (6, site.nat6)):
+    for version in host.versions:  # also while IPv6 is off: its `local` has to be there when it comes back
+        nat = site.nat4 if version == 4 else site.nat6
         objects += [
             Rule(version, PREFERENCE_L3MDEV, "l3mdev"),
             Rule(version, PREFERENCE_CLOSED, "unreachable", nat, local=True),
@@ -302,7 +332,7 @@ def _ingress(site: Site, host: Host) -> list[Object]:
     if site.ingress:
         objects.append(Sysctl("net/ipv4/tcp_fwmark_accept", "1"))
         objects += [Classifier(device) for device in ("lo", *(nic.name for nic in host.nics))]
-        for version in (4, 6):
+        for version in host.versions:
             for preference, table in zip(PREFERENCES_INGRESS, (TABLE_LOCAL, TABLE_MAIN)):
                 objects.append(Rule(version, preference, table, local=True, mark=INGRESS_MARK))
     return objects
@@ -320,7 +350,7 @@ def _open_to(site: Site, network: IpNetwork, protocol: str) -> Ports:
     return merge(entry.ports for entry in entries if any(_within(network, host) for host in entry.hosts))
 
 
-def _chains(site: Site) -> list[Object]:
+def _chains(site: Site, versions: Iterable[int]) -> list[Object]:
     """The iptables chains: what must be accepted or translated where the site's firewall decides. What is dropped is the guard's.
 
     SNAT to the NIC's address, FORWARD of replies, VXLAN from other kernels.
@@ -331,7 +361,8 @@ def _chains(site: Site) -> list[Object]:
         for protocol in PROTOCOLS
         if any(entry.protocol == protocol for entry in site.ingress)
     ]
-    for version, nat in ((4, site.nat4), (6, site.nat6)):
+    for version in versions:
+        nat = site.nat4 if version == 4 else site.nat6
         forward = f"-d {nat} -m devgroup {TO_OURS} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
         objects += [
             Chain(version, "nat", "UVN-POSTROUTING", (f"-s {nat} -m devgroup ! {TO_OURS} -j MASQUERADE",)),

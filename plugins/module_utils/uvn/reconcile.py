@@ -17,7 +17,7 @@ from .diff import Change, diff
 from .errors import NoNetwork, UvnError
 from .identity import LINK_GROUP, Identity, exempt_uid, identify, reply_table, uid_of_index
 from .ingress import Gate
-from .kernel import Kernel, index_name, socket_index, sysctls
+from .kernel import Kernel, index_name, socket_index, sysctls, versions
 from .lock import Lock
 from .membership import EXEMPT, Config, Membership
 from .objects import TABLE_LOCAL, Chain, Classifier, Element, Guard, Ingress, Member, Object, Program, Rule, Vrf, Vxlan
@@ -258,7 +258,7 @@ class Reconciler:
             return self._remove_node(check)
         users = [identify(self.site, uid) for uid in self.uids()]
         cookie, exempt = Membership.netns_cookie(), self._exempt()
-        desired = plan.node(self.site, self.kernel.host(), cookie, exempt, users, lsm.possible())
+        desired = plan.node(self.site, self.kernel.host(), cookie, exempt, users, lsm.possible(), nat.versions())
         programs = [obj for obj in desired if isinstance(obj, Program)]
         ground = [obj for obj in desired if not isinstance(obj, Program)]
         last = diff(programs, self._program())
@@ -309,7 +309,7 @@ class Reconciler:
         changes: list[Change] = []
         for uid in self.uids():
             changes += self.user(uid, present=False, check=check)
-        desired: list[Object] = [Rule(version, 0, TABLE_LOCAL) for version in (4, 6)]
+        desired: list[Object] = [Rule(version, 0, TABLE_LOCAL) for version in versions()]
         desired += [rule for rule in self.kernel.rules() if rule.priority == plan.PREFERENCE_L3MDEV]  # the kernel's own
         desired += self.store.remembered()
         return changes + self._converge(desired, lambda: self._node(desired), check)

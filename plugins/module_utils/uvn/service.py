@@ -9,11 +9,12 @@ import time
 import traceback
 from typing import Any, Callable
 
-from . import accounts, lsm, strays
+from . import accounts, lsm, nat, strays
 from .diff import Change
 from .errors import UvnError
 from .identity import identify
 from .keeper import Keeper, counted, label, log
+from .kernel import ipv6
 from .reconcile import Reconciler
 from .site import Site
 from .store import vouched
@@ -94,6 +95,7 @@ class Service:
                         "heard": sum(reconciler.membership.heard().values()),
                     },
                     **lsm.counted(),
+                    "ipv6": {"enabled": ipv6(), "ip6tables": 6 in nat.versions()},
                     "strays": strays.find(reconciler.device_of, self._keeper.breathe),
                     "drift": [str(change) for change in reconciler.node(check=True)],
                 },

@@ -12,6 +12,7 @@ from typing import Tuple
 from .objects import Interface, Route
 from .site import Site, Underlay
 
+IPV6_MTU = 1280  # bytes, the least that a link may have to carry IPv6 (RFC 8200, section 5)
 VXLAN_OVERHEAD = {4: 50, 6: 70}  # bytes: outer Ethernet without IP 14, UDP 8, VXLAN 8, IP 20 or 40 (RFC 7348, section 5)
 
 
@@ -30,20 +31,31 @@ class Nic:
 
 @dataclass(frozen=True)
 class Host:
-    """What a node is before UVN: its NICs, the routes of table main, and whether the site made it a router (ip_forward)."""
+    """What a node is before UVN.
+
+    Parameters
+    ----------
+    nics, routes: its NICs, and the routes of table main; without what is of IPv6 where that is off.
+    router: the site made it one (ip_forward).
+    versions: the IP versions that the kernel has: 4 alone after a boot with ipv6.disable=1.
+    ipv6: devices that are made now take IPv6 addresses.
+    """
 
     nics: Tuple[Nic, ...]
     routes: Tuple[Route, ...]
     router: bool = False
+    versions: Tuple[int, ...] = (4, 6)
+    ipv6: bool = True
 
 
 @dataclass(frozen=True)
 class Attachment:
-    """A NIC with its addresses in the subnets of one underlay."""
+    """A NIC with its addresses in the subnets of one underlay; the VXLAN can have those that are `carried`."""
 
     underlay: Underlay
     nic: Nic
     addresses: Tuple[Interface, ...]
+    carried: Tuple[Interface, ...]
 
     def address(self, version: int) -> Interface | None:
         """The first address of an IP version, None without one."""
@@ -75,6 +87,7 @@ def attach(site: Site, host: Host) -> Tuple[Attachment, ...]:
         for nic in sorted(host.nics, key=lambda nic: nic.name):
             addresses = tuple(a for a in nic.addresses if any(a.ip in subnet for subnet in underlay.subnets))
             if any(address.version == site.group.version for address in addresses):
-                found.append(Attachment(underlay, nic, addresses))
+                wide = nic.mtu - VXLAN_OVERHEAD[site.group.version] >= IPV6_MTU
+                found.append(Attachment(underlay, nic, addresses, tuple(a for a in addresses if wide or a.version == 4)))
                 break
     return tuple(found)

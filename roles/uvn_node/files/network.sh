@@ -17,9 +17,9 @@ lines = open(0, encoding="utf-8", errors="replace", newline="\n").read().split("
 print(json.dumps(["".join(c if c.isprintable() else "?" for c in " ".join(line.split())) for line in lines if line.strip()]))'
 }
 
-# `ip` prints nothing where a protocol is switched off.
+# `ip` prints nothing, or the beginning of a list, where the kernel is without a protocol.
 json() {
-    answer=$(ip -json "$@" 2>/dev/null)
+    answer=$(ip -json "$@" 2>/dev/null) || answer=
     echo "${answer:-[]}"
 }
 

@@ -34,6 +34,13 @@ kernels() {
     if [ "$mode" = live ]; then uname -r; else ls /lib/modules 2>/dev/null; fi
 }
 
+# Whether new devices take IPv6 addresses; an image cannot know.
+ipv6() {
+    if [ "$mode" = build ]; then echo true; return; fi
+    for name in all default; do cat "/proc/sys/net/ipv6/conf/$name/disable_ipv6" 2>/dev/null || echo 1; done |
+        awk '$1 { off = 1 } END { print off ? "false" : "true" }'
+}
+
 # What sshd decides by when it opens a session; without an answer of its own, its configuration files.
 sshd_pam() {
     [ -x /usr/sbin/sshd ] || { echo absent; return; }
@@ -163,6 +170,7 @@ echo "kernels: $([ -n "$(kernels)" ] || echo '{}')"
 for kernel in $(kernels); do echo "  $(printf '%s\n' "$kernel" | strings): [$(lacks_modules "$kernel")]"; done
 echo "cgroup: $(stat --file-system --format=%T /sys/fs/cgroup)"
 echo "ip: $(yes_if command -v ip)"
+echo "ipv6: $(ipv6)"
 echo "sshd_pam: $(sshd_pam | strings)"
 [ "$family" != rhel ] || echo "authselect: $(printf '%s\n' "$(authselect current --raw 2>/dev/null)" | strings)"
 echo "installed: $(yes_if test -e /etc/uvn/site.json)"
@@ -196,5 +204,7 @@ done
 echo 'rules:'
 echo '  ipv4:'
 rules 4
-echo '  ipv6:'
-rules 6
+if [ -e /proc/sys/net/ipv6/conf ]; then
+    echo '  ipv6:'
+    rules 6
+fi
