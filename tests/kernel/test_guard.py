@@ -146,7 +146,7 @@ def test_a_control_message_leads_nowhere_and_is_counted(host):
 @pytest.mark.parametrize(("uid", "unbind", "heard"), [(BOB, False, "secret"), (ALICE, True, "nothing")])
 def test_an_unbound_socket_hears_nobody(host, uid, unbind, heard):
     """bob talks to himself; a socket without a device, from a time of audit, would get what arrives in any VRF."""
-    with audit(host):
+    with audit(host) if unbind else contextlib.nullcontext():
         code = EAVESDROP.format(unbind=unbind)
         listener = host.run_as(uid, "python3", "-IS", "-c", code, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert listener.stdout.readline() == "listening\n"
