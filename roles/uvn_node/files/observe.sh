@@ -18,7 +18,8 @@ yes_if() {
 
 # Each line of standard input as a string of YAML, in UTF-8 and without what YAML has no character for.
 strings() {
-    iconv -c --from-code=UTF-8 --to-code=UTF-8 | tr --delete '\000-\011\013-\037\177' |
+    # By way of UTF-16, which ends where Unicode does; iconv's UTF-8 goes on.
+    iconv -c --from-code=UTF-8 --to-code=UTF-16LE | iconv -c --from-code=UTF-16LE --to-code=UTF-8 | tr --delete '\000-\011\013-\037\177' |
         sed "s/\xc2[\x80-\x9f]//g; s/\xef\xbf[\xbe\xbf]//g; s/'/''/g; s/.*/'&'/"
 }
 
