@@ -52,6 +52,7 @@ FDB_MAC, ARP_MAC = "02:00:00:00:00:67", "02:00:00:00:00:68"
 IPPROTO_MPTCP, IPPROTO_UDPLITE, IPPROTO_L2TP, NETLINK_USERSOCK, AF_SMC, AF_KCM = 262, 136, 115, 2, 43, 41
 IP_PKTINFO, IP_RECVERR, IP_FREEBIND, IP_TRANSPARENT, IP_UNICAST_IF = 8, 11, 15, 19, 50
 IPV6_RECVERR, IPV6_FREEBIND, IPV6_PKTINFO, SO_BINDTOIFINDEX = 25, 78, 50, 62
+SO_INCOMING_CPU = 49
 WAIT = 1.5  # seconds for an answer
 SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
@@ -177,9 +178,14 @@ def bind_32(sock: socket.socket) -> None:
     ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(start)(start + 512)
 
 
-def copy(family: int, port: int, peer: int = 0, move=lambda sock: into(sock, VRF)) -> socket.socket:
-    """A socket with one of bob's ports, in his VRF if that can be; what is refused on the way does not stop her."""
+def copy(family: int, port: int, peer: int = 0, move=lambda sock: into(sock, VRF), cpu: int = 0) -> socket.socket:
+    """A socket with one of bob's ports, in his VRF if that can be; what is refused on the way does not stop her.
+
+    Of two equal ones the kernel prefers that whose last packet came on the same processor; a socket may claim one.
+    """
     sock = udp(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, SO_INCOMING_CPU, cpu)
     sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
     if family == INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
@@ -498,7 +504,7 @@ PROGRAMS = {
     "a deaf listener": lambda: stay(copy(INET, TALKS[CURRENT], TALKS[CURRENT] + 20)),
     "a deaf listener, IPv6": lambda: stay(copy(INET6, TALKS[CURRENT], TALKS[CURRENT] + 20)),
     "a deaf listener, unbound with its peer": lambda: stay(copy(INET, TALKS[CURRENT], TALKS[CURRENT] + 20, lambda sock: None)),
-    "a deaf client": lambda: stay(copy(INET, TALKS[CURRENT] + 20, TALKS[CURRENT])),
+    "a deaf client": lambda: stay([copy(INET, TALKS[CURRENT] + 20, TALKS[CURRENT], cpu=cpu) for cpu in range(os.cpu_count())]),
     "a taken TCP port": lambda: take(STREAM, PORTS[CURRENT]),
     "a taken UDP port": lambda: take(DGRAM, PORTS[CURRENT]),
     "many taken UDP ports": lambda: stay([copy(INET, PORTS[CURRENT] + number) for number in range(MANY)]),
