@@ -39,7 +39,7 @@ from test_membership import (  # noqa: F401
     netns,
     unshare,
 )
-from uvn import abstract, bpf
+from uvn import bpf, lsm
 from uvn.lsm import STAY, Hooks
 from uvn.membership import LINKS, Config
 
@@ -84,7 +84,7 @@ def users(membership):  # noqa: F811
 @pytest.fixture
 def stay(users):
     """All programs."""
-    if not abstract.possible():
+    if not lsm.possible():
         pytest.fail("bpf is not among the active security modules of this kernel", pytrace=False)
     hooks = Hooks(STAY, users.pin_dir, str(OBJECT.parent))
     users.attach()
