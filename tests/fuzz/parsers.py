@@ -106,5 +106,6 @@ if __name__ == "__main__":
     daemon.log = say
     service.log = lambda text, error=False: None
     witness.holder = lambda protocol, port, uid: "unknown"
+    witness._name = lambda uid: "alice"
     atheris.Setup([sys.argv[0], *sys.argv[2:]], TARGETS[sys.argv[1]])
     atheris.Fuzz()

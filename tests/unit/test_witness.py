@@ -11,6 +11,7 @@ import time
 
 import pytest
 from uvn import daemon, strays, witness
+from uvn.accounts import Entry, Silent
 from uvn.errors import UvnError
 from uvnd import Uvnd
 
@@ -24,7 +25,7 @@ PING = "4,1205,99,-;uvn stray: IN= OUT=em1 SRC=fd00::1 DST=fd00::2 LEN=64 TC=0 H
 @pytest.fixture(autouse=True)
 def programs(monkeypatch):
     sockets = [("udp", 4711, 0, 2002, 5), ("udp", 4711, 0, 2001, 6), ("tcp", 4711, 0, 2001, 7)]
-    monkeypatch.setattr(witness.accounts, "name_of", {2001: "alice"}.get)
+    monkeypatch.setattr(witness.accounts, "by_uid", {2001: Entry("alice", 2001, 2001)}.get)
     monkeypatch.setattr(strays, "_sockets", lambda protocols: (found for found in sockets if found[0] in protocols))
     monkeypatch.setattr(strays, "_holders", lambda wanted: {6: {"pid": 42, "program": "python3"}} if wanted == {2001: {6}} else {})
 
@@ -41,6 +42,17 @@ def test_user_program_and_destination_are_named():
 )
 def test_other_records_are_passed_over(record):
     assert witness.describe(record) == ""
+
+
+def test_a_packet_is_told_of_though_nobody_knows_whose_it_is(monkeypatch):
+    """A subordinate UID, or a directory that does not answer."""
+    assert witness.describe(UDP.replace("UID=2001", "UID=100999")).startswith("guard foreign: (name unknown) uid=100999 ")
+
+    def silent(_uid):
+        raise Silent("the directory does not answer")
+
+    monkeypatch.setattr(witness.accounts, "by_uid", silent)
+    assert witness.describe(UDP).startswith("guard foreign: (name unknown) uid=2001 program=python3 pid=42 ")
 
 
 def test_a_program_that_cannot_be_looked_for_leaves_a_line_all_the_same(monkeypatch):

@@ -91,7 +91,16 @@ def describe(record: str) -> str:
     cause, source, destination, protocol, from_port, to_port, uid = found.groups()
     who = holder(protocol.lower(), int(from_port), int(uid)) if from_port else "unknown"
     ends = [f"[{address}]:{port}" if port else address for address, port in ((source, from_port), (destination, to_port))]
-    return f"guard {cause}: {accounts.name_of(int(uid))} uid={uid} program={who} {protocol.lower()} {ends[0]} to {ends[1]}"
+    return f"guard {cause}: {_name(int(uid))} uid={uid} program={who} {protocol.lower()} {ends[0]} to {ends[1]}"
+
+
+def _name(uid: int) -> str:
+    """The account, as the directory has it: this process may wait for that."""
+    try:
+        account = accounts.by_uid(uid)
+    except accounts.Silent:
+        account = None
+    return account.name if account else "(name unknown)"
 
 
 def holder(protocol: str, port: int, uid: int) -> str:
