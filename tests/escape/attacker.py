@@ -278,7 +278,8 @@ def frame(source: str, target: str) -> bytes:
     total = sum(struct.unpack("!10H", header))
     total = (total & 0xFFFF) + (total >> 16)
     header = header[:10] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + header[12:]
-    mac = b"\x02" + hashlib.sha256(target.encode()).digest()[:5]  # as underlay.py gives it
+    host = int.from_bytes(hashlib.sha256(target.encode()).digest()[:5], "big")
+    mac = b"\x02" + (host ^ VNI).to_bytes(5, "big")  # as underlay.py gives it; the VNI is bob's UID
     return struct.pack("!II", 0x08000000, VNI << 8) + mac + b"\x02\0\0\0\0\x66\x08\0" + header + datagram
 
 
