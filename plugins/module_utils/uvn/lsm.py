@@ -14,6 +14,7 @@ import struct
 from dataclasses import dataclass
 
 from . import bpf
+from .errors import UvnError
 
 COUNTED = ("uvn_families", "uvn_abstract")
 COUNTERS = ("refused", "audited")  # enum counter
@@ -22,12 +23,14 @@ BTF = "/sys/kernel/btf/vmlinux"
 
 
 def possible() -> bool:
-    """Whether BPF is one of the kernel's active security modules."""
+    """Whether BPF is one of the kernel's active security modules. Raises UvnError when the kernel does not say."""
     try:
         with open(ACTIVE, encoding="utf-8") as file:
             return "bpf" in file.read().strip().split(",") and os.path.exists(BTF)
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError as error:
+        raise UvnError(f"cannot read {ACTIVE}: {error.strerror}; mount securityfs on /sys/kernel/security") from None
 
 
 @dataclass(frozen=True)

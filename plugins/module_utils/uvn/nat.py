@@ -41,8 +41,7 @@ def versions() -> list[int]:
 
 def _has_module(alias: str) -> bool:
     """Whether the kernel has a module or gets it as it would by itself, so that the site's files for modprobe decide."""
-    done = subprocess.run(["/usr/sbin/modprobe", "--quiet", alias], env=ENVIRONMENT, capture_output=True, timeout=TIMEOUT, check=False)
-    return done.returncode == 0
+    return _execute(["/usr/sbin/modprobe", "--quiet", alias], "kmod", "see what it waits for with `ps`").returncode == 0
 
 
 def parse(version: int, text: str) -> list[Object]:
@@ -117,14 +116,17 @@ def _command(version: int, suffix: str) -> str:
 
 def _run(version: int, suffix: str, arguments: list[str], text: str | None = None) -> str:
     command = _command(version, suffix)
-    try:
-        done = subprocess.run(
-            [command, *arguments], input=text, capture_output=True, text=True, env=ENVIRONMENT, timeout=2 * TIMEOUT, check=False
-        )
-    except FileNotFoundError:
-        raise UvnError(f"{command} is missing; install the package iptables") from None
-    except subprocess.TimeoutExpired:
-        raise UvnError(f"{command} did not end within {2 * TIMEOUT} s; see who holds /run/xtables.lock") from None
+    done = _execute([command, *arguments], "iptables", "see who holds /run/xtables.lock", text)
     if done.returncode:
         raise UvnError(f"{command} refused: {' '.join(done.stderr.split())}")
     return done.stdout
+
+
+def _execute(command: list[str], package: str, remedy: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program of a package; `remedy` is for one that does not end. Raises UvnError when it cannot be run to its end."""
+    try:
+        return subprocess.run(command, input=text, capture_output=True, text=True, env=ENVIRONMENT, timeout=2 * TIMEOUT, check=False)
+    except FileNotFoundError:
+        raise UvnError(f"{command[0]} is missing; install the package {package}") from None
+    except subprocess.TimeoutExpired:
+        raise UvnError(f"{command[0]} did not end within {2 * TIMEOUT} s; {remedy}") from None
