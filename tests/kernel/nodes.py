@@ -74,7 +74,9 @@ class Node:
         self.sh("ip link set lo up; sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv4.conf.all.rp_filter=2")
         for position, (nic, bridge) in enumerate(self.nics.items()):
             peer = f"v{number}p{position}"
-            run("ip", "link", "add", peer, "type", "veth", "peer", "name", nic, "netns", name)
+            # A node that comes again has the MAC address that its neighbours may still remember.
+            mac = f"02:00:00:00:{number:02x}:{position:02x}"
+            run("ip", "link", "add", peer, "type", "veth", "peer", "name", nic, "address", mac, "netns", name)
             run("ip", "link", "set", peer, "master", bridge, "up")
             prefix4, prefix6, length = NETWORKS[bridge]
             self.sh(
@@ -184,13 +186,13 @@ def serve_once(device: str, address: str, port: int, ready: Any, stop: Any) -> N
                 connection.sendall(f"{device or 'default'} {peer[0]}".encode())
 
 
-def connect(device: str, address: str, port: int) -> str:
-    """What the listener answers to a socket bound to a device, or the name of the error."""
+def connect(device: str, address: str, port: int, patience: float = 30) -> str:
+    """What the listener answers to a socket bound to a device within so many seconds, or the name of the error."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as connection:
         if device:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
-        connection.settimeout(3)
+        connection.settimeout(patience)
         try:
             connection.connect((address, port))
             return connection.recv(100).decode()
@@ -221,7 +223,7 @@ class Listener:
 
     def __enter__(self) -> Listener:
         self.process.start()
-        assert self.ready.wait(10), "the listener did not start"
+        assert self.ready.wait(60), "the listener did not start"
         return self
 
     def __exit__(self, *_exc: object) -> None:

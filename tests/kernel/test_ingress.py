@@ -9,11 +9,10 @@ import contextlib
 import os
 import socket
 import subprocess
-import time
 
 import pytest
 from daemon import Host
-from nodes import SITE, Node, connect
+from nodes import FORK, SITE, Node, connect
 from uvn.bpf import cgroup2_mount
 from uvn.ingress import Gate
 from uvn.reconcile import Reconciler
@@ -163,14 +162,14 @@ def test_a_connection_outlives_its_listener_and_its_successor(node, listed, list
     )
     with python(node, ALICE, program) as server:
         assert server.stdout.readline() == "up\n"
-        talk = listed.call_later(say_late, PORT + 20, "/tmp/uvn-late")
+        go, (answer, tell) = FORK.Event(), FORK.Pipe(duplex=False)
+        talk = listed.call_later(say_late, PORT + 20, go, tell)
         assert server.stdout.readline() == "closed\n"
         assert listen(BOB, port=PORT + 20) == "listens"
         assert listed.call(connect, "", "192.168.80.91", PORT + 20) == f"vrf{BOB} {LISTED4}"
+        go.set()
         talk.join()
-    with open("/tmp/uvn-late") as file:
-        assert file.read() == "hello to alice"
-    os.unlink("/tmp/uvn-late")
+    assert answer.recv() == b"hello to alice"
 
 
 def test_an_accepted_socket_that_connects_elsewhere_is_refused(node, listed):
@@ -194,7 +193,8 @@ def test_a_listed_host_outside_the_subnets_reaches_datagram_sockets(node, outsid
         port = PORT + 40 + (address == here)
         assert listen(ALICE, address, port, DATAGRAMS) == "listens"
         assert listen(BOB, any_address, port, DATAGRAMS) == "PermissionError"
-        assert [host.call(exchange, here, port) for host in outside] == [[f"vrf{ALICE} {peer}"] * 3, []]
+        assert outside[0].call(exchange, here, port) == [f"vrf{ALICE} {peer}"] * 3
+        assert outside[1].call(exchange, here, port, 3) == []
 
 
 def test_a_datagram_of_a_listed_host_within_a_subnet_arrives(node, listed, unlisted, listen):
@@ -202,7 +202,7 @@ def test_a_datagram_of_a_listed_host_within_a_subnet_arrives(node, listed, unlis
     with node.run_as(ALICE, "python3", "-IS", "-c", code, "0.0.0.0", str(PORT + 50), stdout=subprocess.PIPE) as server:
         assert server.stdout.readline() == "listens\n"
         for host in (unlisted, listed):
-            host.call(exchange, "192.168.80.91", PORT + 50)
+            host.call(exchange, "192.168.80.91", PORT + 50, 1)
         assert server.stdout.readline() == f"b'vrf{ALICE} {LISTED4}'\n"
 
 
@@ -210,11 +210,9 @@ def test_a_users_datagrams_go_past_the_network_only_to_listed_hosts_outside(node
     """With the node's address as their source, by a port that the user holds."""
     for host, address, own in ((outside[0], OUTSIDE4, "10.10.0.91"), (outside[1], "10.10.0.95", "10.10.0.91"), (listed, LISTED4, "192.168.80.91")):
         code = PKTINFO.format(own=own, port=PORT + 60, device=node.index("wan0" if own.startswith("10.") else "em1"), peer=address)
-        heard = host.call_later(hear, PORT + 60, "/tmp/uvn-heard")
-        with python(node, ALICE, code):
-            heard.join()
-        with open("/tmp/uvn-heard") as file:
-            assert file.read() == (f"{own}" if host is outside[0] else "nothing")
+        with Heard(host, PORT + 60) as heard, python(node, ALICE, code) as sender:
+            assert sender.wait() == 0
+        assert heard.sources == ([own] if host is outside[0] else [])
 
 
 @pytest.mark.parametrize("port", [6817, 6819])
@@ -276,24 +274,43 @@ for again in range(20):
 """
 
 
-def hear(port, path):
-    """Note who sends a datagram within 3 s."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
-        server.bind(("", port))
-        server.settimeout(3)
-        try:
-            source = server.recvfrom(100)[1][0]
-        except TimeoutError:
-            source = "nothing"
-    with open(path, "w") as file:
-        file.write(source)
+class Heard:
+    """Who sends datagrams to a port of a host for the length of a `with`, whose end is told by a datagram of the host's own."""
+
+    def __init__(self, host, port):
+        self.host, self.port, self.sources, self.ready = host, port, None, FORK.Event()
+        self.told, tell = FORK.Pipe(duplex=False)
+        self.process = host.call_later(self.hear, tell)
+
+    def hear(self, tell):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+            server.bind(("", self.port))
+            self.ready.set()
+            sources = set()
+            while (datagram := server.recvfrom(100))[0] != b"the end":
+                sources.add(datagram[1][0])
+        tell.send(sorted(sources))
+
+    def __enter__(self):
+        assert self.ready.wait(60), "the host does not hear"
+        return self
+
+    def __exit__(self, *_exc):
+        self.host.call(say, self.port, b"the end")
+        self.sources = self.told.recv()
+        self.process.join()
 
 
-def exchange(address, port):
-    """What the node answers to three datagrams of a connected socket."""
+def say(port, words):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendto(words, ("127.0.0.1", port))
+
+
+def exchange(address, port, patience=30):
+    """What the node answers to three datagrams of a connected socket, each within so many seconds."""
     answers = []
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.settimeout(2)
+        client.settimeout(patience)
         client.connect((address, port))
         for _again in range(3):
             try:
@@ -318,14 +335,12 @@ def holder(node, uid, port, address="127.0.0.1"):
         process.kill()
 
 
-def say_late(port, path):
-    """Connect, wait for what happens on the other side, then say something and note the answer."""
+def say_late(port, go, tell):
+    """Connect, wait for what happens on the other side, then say something and tell the answer."""
     with socket.create_connection(("192.168.80.91", port)) as connection:
-        time.sleep(6)
+        go.wait()
         connection.sendall(b"hello")
-        answer = connection.recv(100)
-    with open(path, "wb") as file:
-        file.write(answer)
+        tell.send(connection.recv(100))
 
 
 @pytest.fixture

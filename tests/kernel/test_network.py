@@ -288,7 +288,7 @@ def test_the_default_vrf_s_daemons_answer_users_and_users_only_themselves(pair, 
         assert a.call(connect, "vrf2001", address, 7007).startswith("default ")
     with Listener(a, "vrf2001", anything, 8888):
         assert a.call(connect, "vrf2001", address, 8888).startswith("vrf2001 ")
-        assert a.call(connect, "vrf2002", address, 8888) in ("ConnectionRefusedError", "TimeoutError", "OSError")
+        assert a.call(connect, "vrf2002", address, 8888, 3) in ("ConnectionRefusedError", "TimeoutError", "OSError")
 
 
 def test_the_default_vrf_of_another_node_answers(pair):
@@ -325,10 +325,10 @@ def test_a_stateful_firewall_lets_users_reach_themselves_and_what_answers_them(p
         for address in (loopback, here, there):
             assert firewalled.call(connect, "vrf2001", address, 8888).startswith("vrf2001 ")
         firewalled.sh(f"ping -c 1 -W 5 -I vrf2001 {there}")
-        assert [b.call(connect, "vrf2001", here, port) for port in (8888, 7007)] == ["TimeoutError"] * 2, "new ones are the site's to decide"
+        assert [b.call(connect, "vrf2001", here, port, 3) for port in (8888, 7007)] == ["TimeoutError"] * 2, "new ones are the site's to decide"
         firewalled.sh(f"{command} -A INPUT -s {there} -p tcp --dport 8888 -j ACCEPT")
         assert b.call(connect, "vrf2001", here, 8888).startswith("vrf2001 ")
-        assert b.call(connect, "vrf2001", here, 7007) == "TimeoutError"
+        assert b.call(connect, "vrf2001", here, 7007, 3) == "TimeoutError"
 
 
 NFTABLES = """nft -f - <<'END'
@@ -351,7 +351,7 @@ def test_a_firewall_of_nftables_has_to_name_the_vrfs(pair):
     a.sh(NFTABLES)
     try:
         with Listener(a, "vrf2001", "0.0.0.0", 8888), Listener(b, "vrf2001", "0.0.0.0", 8888):
-            assert a.call(connect, "vrf2001", "127.0.0.1", 8888) == "TimeoutError"
+            assert a.call(connect, "vrf2001", "127.0.0.1", 8888, 3) == "TimeoutError"
             a.sh("nft 'add rule inet site input iifname \"vrf*\" accept'")
             assert [a.call(connect, "vrf2001", address, 8888)[:7] for address in ("127.0.0.1", "192.168.80.32")] == ["vrf2001"] * 2
             assert b.call(connect, "vrf2001", "192.168.80.31", 8888).startswith("vrf2001 ")
